@@ -97,8 +97,8 @@ def run(
         with contextlib.suppress(BrokenPipeError), stream:
             stream.write(text.encode())
 
-    assert process.stdout is not None  # noqa: S101 - for the type checker
-    assert process.stderr is not None  # noqa: S101
+    assert process.stdout is not None
+    assert process.stderr is not None
     threads = [
         threading.Thread(target=read, args=(process.stdout, "stdout"), daemon=True),
         threading.Thread(target=read, args=(process.stderr, "stderr"), daemon=True),

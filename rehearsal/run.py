@@ -92,8 +92,8 @@ def carry_out(
         )
     finally:
         os.close(events_of_child)
-    assert child.stdin is not None  # noqa: S101 - for the type checker
-    assert child.stdout is not None  # noqa: S101
+    assert child.stdin is not None
+    assert child.stdout is not None
     said: list[str] = []
     printing = threading.Lock()
     listener = threading.Thread(target=_pass_on, args=(child.stdout, said, on_line, printing), daemon=True)
