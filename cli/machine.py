@@ -60,6 +60,12 @@ def install_packages(packages: Sequence[str], purpose: str) -> None:
         raise EsteiraError(f"{purpose}, and it cannot be installed. {error}") from None
 
 
+def refresh_package_lists() -> None:
+    """Bring apt's lists up to date where this user may; otherwise the old ones have to do."""
+    if shell.can_be_root():
+        shell.run(shell.as_root(["apt-get", "-q", "update"]), timeout=300, check=False)
+
+
 def known_packages(packages: Sequence[str]) -> list[str]:
     """Keep those of the packages that this distribution has."""
     if not shell.has("apt-cache"):
