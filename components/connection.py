@@ -1,0 +1,216 @@
+"""SSH connections to servers: for the reading (paramiko) and for the deployment's commands (pulumi-command).
+
+Both pin the server's host key, offer nothing but the declared credential and try once: a wrong password that is tried
+again and again locks its owner out (fail2ban).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import socket
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import paramiko
+import pulumi
+import pulumi_command as command
+
+from components.errors import EsteiraError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic import SecretStr
+
+    from components.settings import JumpHostSettings, ServerSettings, Settings
+
+
+@dataclass(frozen=True)
+class _Credential:
+    """A password or key, and the setting that holds it."""
+
+    secret: SecretStr | None = field(repr=False)
+    key: str
+
+    @property
+    def text(self) -> str | None:
+        return self.secret.get_secret_value() if self.secret else None
+
+
+def connection_args(settings: Settings, server: ServerSettings) -> command.remote.ConnectionArgs:
+    """Return the connection of a server's commands; password and private key are secrets."""
+    jump = server.jump_host
+    return command.remote.ConnectionArgs(
+        **_common(settings, server),
+        password=_secret(settings.server_password.get(server.name)),
+        private_key=_secret(settings.server_private_key.get(server.name)),
+        proxy=command.remote.ProxyConnectionArgs(
+            **_common(settings, jump),
+            password=_secret(_jump_password(settings, server)),
+            private_key=_secret(_jump_private_key(settings, server)),
+        )
+        if jump
+        else None,
+    )
+
+
+@contextmanager
+def ssh_client(settings: Settings, server: ServerSettings) -> Iterator[paramiko.SSHClient]:
+    """Connect to a server, by its jump host if it has one.
+
+    Raises EsteiraError, with the setting at fault, for a host that does not answer, a host key other than the pinned
+    one (before any credential is sent) and a refused credential.
+    """
+    with ExitStack() as stack:
+        sock = None
+        if server.jump_host:
+            jump = _connect(
+                settings,
+                server.jump_host,
+                f"jump host of server {server.name}",
+                _Credential(_jump_password(settings, server), "jumpPassword"),
+                _Credential(_jump_private_key(settings, server), "jumpPrivateKey"),
+            )
+            stack.callback(jump.close)
+            transport = jump.get_transport()
+            assert transport is not None  # connected above
+            try:
+                sock = transport.open_channel(
+                    "direct-tcpip",
+                    (server.host or "", server.port),
+                    ("", 0),
+                    timeout=settings.connect_timeout,
+                )
+            except paramiko.SSHException as error:
+                raise EsteiraError(
+                    f"The jump host {server.jump_host.host} does not reach server {server.name} "
+                    f"({server.host}:{server.port}): {error}. Check esteira:servers host and port, and that the jump "
+                    "host allows TCP forwarding."
+                ) from None
+        client = _connect(
+            settings,
+            server,
+            f"server {server.name}",
+            _Credential(settings.server_password.get(server.name), "serverPassword"),
+            _Credential(settings.server_private_key.get(server.name), "serverPrivateKey"),
+            sock=sock,
+        )
+        stack.callback(client.close)
+        yield client
+
+
+def parse_private_key(text: str) -> paramiko.PKey:
+    """Return the key in OpenSSH or PEM text. Raises ValueError, without the text, for anything else."""
+    file = text.strip() + "\n"
+    for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+        with suppress(paramiko.SSHException, ValueError, IndexError, UnicodeError):
+            return kind.from_private_key(io.StringIO(file))
+    raise ValueError("not a private key in OpenSSH or PEM form without a passphrase")
+
+
+def _common(settings: Settings, host: ServerSettings | JumpHostSettings) -> dict[str, Any]:
+    return {
+        "host": host.host or "",
+        "port": host.port,
+        "user": host.user,
+        "host_key": host.host_key,
+        # The reading has connected a moment before; one attempt is enough, and a refused password is not repeated.
+        "dial_error_limit": 0,
+        "per_dial_timeout": math.ceil(settings.connect_timeout),
+    }
+
+
+def _secret(value: SecretStr | None) -> pulumi.Output[str] | None:
+    return None if value is None else pulumi.Output.secret(value.get_secret_value())
+
+
+def _jump_password(settings: Settings, server: ServerSettings) -> SecretStr | None:
+    return settings.jump_password or (
+        None if settings.jump_private_key else settings.server_password.get(server.name)
+    )
+
+
+def _jump_private_key(settings: Settings, server: ServerSettings) -> SecretStr | None:
+    return settings.jump_private_key or (
+        None if settings.jump_password else settings.server_private_key.get(server.name)
+    )
+
+
+def _connect(
+    settings: Settings,
+    host: ServerSettings | JumpHostSettings,
+    title: str,
+    password: _Credential,
+    private_key: _Credential,
+    *,
+    sock: Any = None,
+) -> paramiko.SSHClient:
+    address = f"{host.host}:{host.port}"
+    client = paramiko.SSHClient()
+    client.set_missing_host_key_policy(paramiko.RejectPolicy())
+    name = host.host or ""
+    key_type, key_data = (host.host_key or "").split()[:2]
+    client.get_host_keys().add(
+        name if host.port == paramiko.config.SSH_PORT else f"[{host.host}]:{host.port}",
+        key_type,
+        paramiko.PKey.from_type_string(key_type, base64.b64decode(key_data)),
+    )
+    timeout = settings.connect_timeout
+    try:
+        client.connect(
+            name,
+            port=host.port,
+            username=host.user,
+            password=password.text if not private_key.text else None,
+            pkey=parse_private_key(private_key.text) if private_key.text else None,
+            sock=sock,
+            timeout=timeout,
+            banner_timeout=timeout,
+            auth_timeout=timeout,
+            channel_timeout=timeout,
+            allow_agent=False,
+            look_for_keys=False,
+        )
+    except paramiko.BadHostKeyException as error:
+        client.close()
+        raise EsteiraError(
+            f"The {title} ({address}) shows another host key than the pinned one; nothing was sent to it. It shows "
+            f"{_key_fingerprint(error.key)}. If the server was set up anew, compare that with what it says of itself "
+            f"(ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub, typed there) and write its key as hostKey; if "
+            "not, somebody else may be answering."
+        ) from None
+    except paramiko.AuthenticationException:
+        client.close()
+        name, noun = (private_key.key, "private key") if private_key.text else (password.key, "password")
+        raise EsteiraError(
+            f"The {title} ({address}) refuses the {noun} of user {host.user}. Set it: "
+            f"pulumi config set --secret esteira:{name}; or correct the user. It was tried once."
+        ) from None
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        client.close()
+        raise EsteiraError(
+            f"The {title} ({address}) does not answer: {_network_reason(error)} (waited at most {timeout:g} s). "
+            "Check that it is on, that host and port in esteira:servers are right, and that no firewall is between."
+        ) from None
+    return client
+
+
+def _network_reason(error: BaseException) -> str:
+    if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
+        error = next(iter(error.errors.values()))
+    if isinstance(error, (TimeoutError, socket.timeout)):
+        return "no answer in time"
+    if isinstance(error, socket.gaierror):
+        return "its name cannot be resolved"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__
+
+
+def _key_fingerprint(key: paramiko.PKey) -> str:
+    digest = base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode().rstrip("=")
+    return f"{key.get_name()} SHA256:{digest}"

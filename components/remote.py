@@ -1,0 +1,163 @@
+"""What travels to a server: the command's text, its stdin, and the connection.
+
+The text holds plain values that are known at preview, one a line, and so is all that a preview or an error shows. The
+program, the digest and every secret travel by stdin. Both come from pure functions here, quoted once, at the end.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import shlex
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+SERVER_FILES = (
+    "common.sh",
+    "image.sh",
+    "health.sh",
+    "release.sh",
+    "recreate.sh",
+    "read.sh",
+    "remove.sh",
+    "main.sh",
+)
+"""The shell program's files in components/server, in the order in which they are put together."""
+
+SHELL = "sh -s --"
+
+
+def command_text(phase: str, values: Iterable[tuple[str, str]], *rest: Sequence[str]) -> str:
+    """Return the text of a remote command: the phase, then one argument a line.
+
+    ``values`` become ``key=value``; each sequence in ``rest`` follows behind a ``--`` of its own (docker create
+    options, then the container's command).
+    """
+    lines = [shlex.quote(f"{key}={value}") for key, value in values]
+    for group in rest:
+        lines += ["--", *map(shlex.quote, group)]
+    return " \\\n  ".join([f"{SHELL} {phase}", *lines])
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a phase gets by stdin beside the program; every field may be secret."""
+
+    image: str = ""
+    """``repo@sha256:…``, or empty where the phase needs none."""
+    fingerprint: str = ""
+    registry_user: str = ""
+    registry_password: str = field(default="", repr=False)
+    secret_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secret_files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Absolute path in the container to content."""
+    read_only: bool = False
+    """The container's root file system is read-only: files then need a volume for each of their folders."""
+
+
+def standard_input(payload: Payload, sudo: bool = False, sudo_password: str | None = None) -> str:
+    """Return the whole stdin of a phase.
+
+    It is one compound command, from ``{`` to ``}``: a shell parses that to its end before it runs any of it, so a
+    connection that is cut on the way runs nothing.
+    """
+    program = "{\n" + _assignments(payload) + _program() + '\nmain "$@"\nexit\n}\n'
+    return _as_root(program, sudo_password) if sudo else program
+
+
+def fingerprint(*parts: object) -> str:
+    """Return 64 hexadecimal digits for all settings that make a container what it is, secrets included."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def secret_file_folders(paths: Iterable[str]) -> list[str]:
+    """Return the folders of secret files, each of which a read-only container needs as a volume."""
+    return sorted({str(PurePosixPath(path).parent) for path in paths})
+
+
+def _program() -> str:
+    folder = Path(__file__).parent / "server"
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in SERVER_FILES)
+
+
+def _assignments(payload: Payload) -> str:
+    names = sorted(payload.secret_environment)
+    values = {
+        "image": payload.image,
+        "fingerprint": payload.fingerprint,
+        "registry_user": payload.registry_user,
+        "registry_password": payload.registry_password,
+        "secret_names": " ".join(f"--env={name}" for name in names),
+    }
+    lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    exports = [f"  export {name}={shlex.quote(payload.secret_environment[name])}" for name in names]
+    lines += ["export_secrets() {", "  :", *exports, "}"]
+    copies = [
+        f'  copy_secret_file_archive "$1" {shlex.quote(folder)} {shlex.quote(archive)} || return 1'
+        for folder, archive in _archives(payload)
+    ]
+    lines += ["copy_secret_files() {", "  :", *copies, "}", ""]
+    return "\n".join(lines)
+
+
+def _archives(payload: Payload) -> list[tuple[str, str]]:
+    """Return (folder in the container, base64 of a tar) for the secret files.
+
+    Mode 0444 as for Docker's own secrets: the application's user is not known here.
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for path, content in sorted(payload.secret_files.items()):
+        folder = str(PurePosixPath(path).parent) if payload.read_only else "/"
+        groups.setdefault(folder, {})[str(PurePosixPath(path).relative_to(folder))] = content
+    archives = []
+    for folder, files in groups.items():
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            for name, content in files.items():
+                data = content.encode()
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(data), 0o444
+                archive.addfile(entry, io.BytesIO(data))
+        archives.append((folder, base64.b64encode(buffer.getvalue()).decode()))
+    return archives
+
+
+def _as_root(program: str, password: str | None) -> str:
+    """Return a stdin that runs the program by sudo; printf is the shell's own, so the password is in no argument."""
+    quoted = shlex.quote(program)
+    if password is None:
+        ask = (
+            '  echo "error: sudo asks for a password on this server. Set it: pulumi config set --secret '
+            'esteira:sudoPassword; or allow this user sudo without one." >&2\n  exit 1'
+        )
+    else:
+        ask = (
+            "  { printf '%s\\n' " + shlex.quote(password) + "; printf '%s' \"$program\"; } | "
+            f'sudo -S -p \'\' {SHELL} "$phase" "client=$client" "$@"'
+        )
+    return (
+        "{\n"
+        f"program={quoted}\n"
+        "phase=$1\n"
+        "shift\n"
+        # sudo clears SSH_CONNECTION, from which the lock's holder is named.
+        "client=${SSH_CONNECTION%% *}\n"
+        "if ! command -v sudo >/dev/null 2>&1; then\n"
+        "  echo 'error: sudo is not installed on this server. Set sudo: false for a user that may use Docker.' >&2\n"
+        "  exit 1\n"
+        "elif sudo -n true 2>/dev/null; then\n"
+        f'  printf \'%s\' "$program" | sudo -n {SHELL} "$phase" "client=$client" "$@"\n'
+        "else\n"
+        f"{ask}\n"
+        "fi\n"
+        "exit\n"
+        "}\n"
+    )

@@ -1,0 +1,116 @@
+# Esteira on a server: words to the person who deploys, time, a place for passing files, the lock.
+#
+# The files of this folder are put together by components/remote.py, in the order of its list, and arrive by stdin as one
+# compound command: a shell parses it to its end before it runs anything, so a connection that is cut while the program
+# travels runs nothing. No secret is ever an argument of a command: every local user can read those.
+# Variables are global, as in any POSIX shell; a function's first lines say what it sets.
+
+# Tells one step. The remote shell outlives its client and every write then fails: that is how a lost client is noticed.
+say() {
+  printf '%s\n' "$*" 2>/dev/null || client_lost=yes
+}
+
+warn() {
+  printf 'warning: %s\n' "$*" >&2 2>/dev/null || client_lost=yes
+}
+
+# Ends the run with the cause as its last words.
+fail() {
+  printf 'error: %s\n' "$*" >&2 2>/dev/null || client_lost=yes
+  leave 1
+}
+
+leave() {
+  probe_close
+  remove_passing_files
+  exit "$1"
+}
+
+# Sets now: hundredths of a second since the machine started. Not the clock of the day, which may jump.
+read_clock() {
+  read -r uptime _ </proc/uptime
+  now=$((${uptime%.*} * 100 + 1${uptime#*.} - 100))
+}
+
+# Sets took: the time since $1 (of read_clock) for a person, as "1.3 s".
+measure() {
+  read_clock
+  took="$(((now - $1) / 100)).$(((now - $1) % 100 / 10)) s"
+}
+
+# Before the point of no return a lost or interrupted client means: stop here, nothing has changed.
+still_wanted() {
+  if [ -n "$client_lost" ] || [ -n "$interrupted" ]; then
+    abandon
+    fail "The connection was lost or the run interrupted before anything changed; what served before serves on."
+  fi
+}
+
+# docker, without the descriptors of lock and probe: a child that outlives this shell must not keep the lock.
+docker() {
+  command docker "$@" 7>&- 8<&- 9<&-
+}
+
+# Sets server_arch; ends the run with what to do where Docker does not answer.
+require_docker() {
+  command -v docker >/dev/null 2>&1 ||
+    fail "Docker is not installed on server $server. Install Docker Engine 20.10 or later there, as root: apt-get install docker.io"
+  if ! server_arch=$(docker version --format '{{.Server.Arch}}' 2>&1); then
+    case $server_arch in
+      *"permission denied"*)
+        fail "The user $(id -un) may not use Docker on server $server. Set sudo: true for that server, or type there, as root: usermod -aG docker $(id -un)" ;;
+      *)
+        fail "The Docker daemon of server $server does not answer ($server_arch). Start it there, as root: systemctl start docker" ;;
+    esac
+  fi
+}
+
+# Sets run_directory: one folder for all users, since there is one lock per daemon. It is no sticky folder, because the
+# kernel's protected_regular would then refuse the file to its second user.
+choose_run_directory() {
+  for run_directory in /run/lock/esteira /tmp/esteira; do
+    # shellcheck disable=SC2174 # only the last folder is made
+    mkdir -m 0777 "$run_directory" 2>/dev/null && chmod 0777 "$run_directory" 2>/dev/null
+    [ -d "$run_directory" ] && [ -w "$run_directory" ] && return 0
+  done
+  fail "No folder for the lock can be made on server $server: neither /run/lock/esteira nor /tmp/esteira is writable. Check free disk space and permissions there."
+}
+
+# Waits for this daemon's lock, at most lock_timeout seconds; the kernel frees it when its holder ends, however it ends.
+take_lock() {
+  command -v flock >/dev/null 2>&1 ||
+    fail "flock is missing on server $server. Install it there, as root: apt-get install util-linux"
+  choose_run_directory
+  daemon=$(docker info --format '{{.ID}}' | tr -dc 'A-Za-z0-9')
+  lock=$run_directory/$daemon.lock
+  [ -e "$lock" ] || (umask 0 && : >"$lock")
+  exec 9<"$lock" || fail "The lock $lock on server $server cannot be opened. Check its permissions."
+  if ! flock -n 9; then
+    say "waiting for the lock of server $server, held by $(lock_holder)"
+    flock -w "$lock_timeout" 9 ||
+      fail "Another deployment has held server $server for more than $lock_timeout s: $(lock_holder). Wait for it or stop it, then try again."
+  fi
+  printf '%s, process %s, since %s\n' "$operator" $$ "$(date -u '+%Y-%m-%d %H:%M:%S UTC')" >"$lock.holder.$$" 2>/dev/null &&
+    mv -f "$lock.holder.$$" "$lock.holder" 2>/dev/null
+}
+
+lock_holder() {
+  holder='somebody who has not said who'
+  [ -r "$lock.holder" ] && read -r holder <"$lock.holder"
+  printf '%s' "$holder"
+}
+
+# Sets passing: a private folder in memory for what must be a file for a moment. Only the lock's holder makes one, so
+# whatever is there of this daemon is left over from a run that was killed.
+make_passing_files() {
+  passing_base=/dev/shm
+  [ -d "$passing_base" ] && [ -w "$passing_base" ] || passing_base=/tmp
+  rm -rf "$passing_base/esteira-$daemon."* 2>/dev/null
+  passing=$(mktemp -d "$passing_base/esteira-$daemon.XXXXXX") ||
+    fail "No passing folder can be made in $passing_base on server $server. Check free space there: df $passing_base"
+}
+
+remove_passing_files() {
+  [ -n "$passing" ] && rm -rf "$passing"
+  passing=
+}

@@ -1,0 +1,71 @@
+# Esteira on a server: the entry. Arguments: the phase, key=value lines, "--", docker create options, "--", the command.
+
+# Sets hundredths: $1, in seconds such as 30 or 0.5, as an integer.
+hundredths() {
+  fraction=00
+  case $1 in *.*) fraction=$(printf %.2s "${1#*.}00") ;; esac
+  hundredths=$((${1%%.*} * 100 + 1$fraction - 100))
+}
+
+main() {
+  phase=$1
+  shift
+  more_networks='' client=${SSH_CONNECTION%% *}
+  while [ $# -gt 0 ]; do
+    case $1 in
+      server=*) server=${1#*=} ;;
+      owner=*) owner=${1#*=} ;;
+      name=*) name=${1#*=} ;;
+      commit=*) commit=${1#*=} ;;
+      tag=*) tag=${1#*=} ;;
+      registry=*) registry=${1#*=} ;;
+      strategy=*) strategy=${1#*=} ;;
+      restart=*) restart=${1#*=} ;;
+      network=*) more_networks="$more_networks ${1#*=}" ;;
+      preDeploy=*) pre_deploy=${1#*=} ;;
+      keepReleases=*) keep_releases=${1#*=} ;;
+      lockTimeout=*) lock_timeout=${1#*=} ;;
+      probeImage=*) probe_image=${1#*=} ;;
+      probeNetwork=*) probe_network=${1#*=} ;;
+      health.test=*) health_test=${1#*=} ;;
+      health.scheme=*) health_scheme=${1#*=} ;;
+      health.path=*) health_path=${1#*=} ;;
+      health.status=*) health_status=${1#*=} ;;
+      health.port=*) health_port=${1#*=} ;;
+      health.interval=*) health_interval=${1#*=} ;;
+      health.timeout=*) health_timeout=${1#*=} ;;
+      health.retries=*) health_retries=${1#*=} ;;
+      health.startPeriod=*) hundredths "${1#*=}" && health_start_period=$hundredths ;;
+      request=*) request=${1#*=} ;;
+      client=*) client=${1#*=} ;;
+      --) shift && break ;;
+      *) printf 'error: the server does not know the argument %s\n' "${1%%=*}" >&2 && exit 2 ;;
+    esac
+    shift
+  done
+  # A lost client is noticed by failing writes, not by dying of them; an interrupt is looked at between steps.
+  trap '' PIPE HUP
+  trap 'interrupted=yes' INT TERM
+  operator="$owner by ${SUDO_USER:-$(id -un)}${client:+ from $client} ($request)"
+  short_commit=$(printf %.7s "$commit")
+  require_docker
+  case $phase in
+    read) read_server ;;
+    deploy)
+      short_digest=${image##*@}
+      short_digest=$(printf %.19s "$short_digest")
+      release=$name-$(printf %.12s "$commit")-$(printf %.6s "${image##*sha256:}")$(printf %.6s "$fingerprint")
+      take_lock
+      make_passing_files
+      remove_leftovers
+      recreate "$@"
+      ;;
+    remove)
+      take_lock
+      make_passing_files
+      remove
+      ;;
+    *) fail "The server does not know the phase $phase." ;;
+  esac
+  leave 0
+}

@@ -1,0 +1,123 @@
+# Esteira on a server: strategy recreate. Everything that can fail without a gap is done first; then stop old, start new.
+
+recreate() {
+  look_around
+  if [ -n "$declared_id" ] && [ "$declared_id" = "$serving_id" ] && [ "$declared_state" = running ]; then
+    settle_policy
+    stop_others
+    say "unchanged: $name runs commit $short_commit"
+    prune_releases
+    return 0
+  fi
+  if [ -n "$declared_id" ]; then
+    say "release $short_commit is still on the server: nothing to pull"
+    candidate_id=$declared_id candidate_name=$declared_name
+  else
+    fetch_image
+    run_pre_deploy "$@"
+    candidate_name=$release-candidate
+    create_container "$candidate_name" release '' "$@" ||
+      refuse "The container of the new release cannot be created" "$(tail -n 1 "$passing/error")"
+    candidate_id=$created_id
+    made_now=yes
+  fi
+  prepare_gate
+  still_wanted
+  replace
+}
+
+# The gap. From here on the run is finished even if nobody listens any more.
+replace() {
+  read_clock && gap_start=$now
+  stop_others
+  if [ -n "$serving_id" ] && [ "$serving_id" != "$candidate_id" ]; then
+    stop_container "$serving_id"
+    measure "$gap_start"
+    say "stopped commit $(printf %.7s "$serving_commit"), $took"
+  fi
+  if ! docker start "$candidate_id" >/dev/null 2>"$passing/error"; then
+    advise "$(tail -n 1 "$passing/error")"
+    verdict="it did not start: $(tail -n 1 "$passing/error")"
+    last_answer=none
+    take_back
+    fail "Release $short_commit did not start on server $server: $(tail -n 1 "$passing/error"). $advice $taken_back"
+  fi
+  if ! pass_gate "$candidate_id"; then
+    show_failure "$candidate_id" "the health gate of release $short_commit"
+    why=$verdict
+    take_back
+    fail "Release $short_commit is not healthy on server $server: $why; last answer: $failed_answer. $taken_back"
+  fi
+  measure "$gap_start"
+  gap=$took
+  give_names
+  say "healthy after $healthy_after: $last_answer; not served for $gap"
+  prune_releases
+}
+
+# The proven release gets the serving name and its restart policy, the one before its own name.
+give_names() {
+  if [ "$serving_id" != "$candidate_id" ]; then
+    [ -z "$serving_id" ] || docker rename "$serving_id" "$serving_release" 2>/dev/null ||
+      docker rename "$serving_id" "$serving_release-$(printf %.6s "$serving_id")"
+    docker rename "$candidate_id" "$name"
+  fi
+  docker update --restart "$restart" "$candidate_id" >/dev/null
+  case $serving_release in
+    "$name-before-"*) say "the container that ran before is kept, stopped, as $serving_release; to remove it: docker rm $serving_release" ;;
+  esac
+}
+
+# Stops every other running release of this declaration: an unproven one that a cut-off run left behind holds the port.
+stop_others() {
+  while read -r id state container_name _; do
+    [ -n "$id" ] && [ "$id" != "$serving_id" ] && [ "$id" != "$declared_id" ] || continue
+    case $container_name in
+      *-candidate) forget_container "$id" && say "removed a candidate that an earlier run left" ;;
+      *) [ "$state" = exited ] || [ "$state" = created ] || stop_container "$id" ;;
+    esac
+  done <<END
+$releases
+END
+}
+
+settle_policy() {
+  docker update --restart "$restart" "$serving_id" >/dev/null
+}
+
+# The new release has failed: what served before serves again. Sets taken_back, the sentence about it.
+take_back() {
+  failed_answer=$last_answer
+  if [ "$candidate_id" = "$serving_id" ]; then
+    taken_back="It is the release that was serving already; no other was there to take its place."
+    return 0
+  fi
+  stop_container "$candidate_id"
+  case $candidate_name in
+    *-candidate) forget_container "$candidate_id" ;;
+  esac
+  if [ -z "$serving_id" ]; then
+    taken_back="No release served before, and none serves now."
+    return 0
+  fi
+  serving_policy=$serving_restart
+  [ "$serving_policy" = no ] && serving_policy=$restart
+  docker update --restart "$serving_policy" "$serving_id" >/dev/null
+  if ! docker start "$serving_id" >/dev/null 2>"$passing/error"; then
+    taken_back="The release before ($(printf %.7s "$serving_commit")) could not be started again either: $(tail -n 1 "$passing/error")."
+    return 0
+  fi
+  if pass_gate "$serving_id"; then
+    measure "$gap_start"
+    taken_back="The release before ($(printf %.7s "$serving_commit")) serves again; not served for $took."
+  else
+    taken_back="The release before ($(printf %.7s "$serving_commit")) runs again but is not healthy either: $verdict."
+  fi
+}
+
+# Before anything stopped: takes away what this run made.
+abandon() {
+  [ -n "$made_now" ] && docker rm --force --volumes "$candidate_id" >/dev/null 2>&1
+  [ -n "$pulled_now" ] && remove_image "$image"
+  remove_leftovers
+}

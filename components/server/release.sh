@@ -1,0 +1,154 @@
+# Esteira on a server: releases as containers. A release is an image with all its settings, as one container.
+#
+# A container's name tells its state, because a rename is the one change that Docker makes at once and keeps:
+#   parasite                                 serves
+#   parasite-3f2a9c41d0b7-…-candidate        has not yet proven itself
+#   parasite-3f2a9c41d0b7-…                  has served, is kept stopped and can serve again
+
+# Prints this declaration's release containers, the last stopped first: "id state name image fingerprint commit tag".
+list_releases() {
+  docker ps --all --no-trunc --filter "label=esteira.owner=$owner" --filter label=esteira.role=release --format \
+    '{{.ID}} {{.State}} {{.Names}} {{.Label "esteira.image"}} {{.Label "esteira.fingerprint"}} {{.Label "esteira.commit"}} {{.Label "esteira.tag"}}'
+}
+
+# Sets declared_id, declared_state, declared_name (the container of the declared release, if there is one) and serving_id,
+# serving_state, serving_release (the container that has the serving name, whoever made it).
+look_around() {
+  declared_id=
+  releases=$(list_releases)
+  while read -r id state container_name its_image its_fingerprint _; do
+    if [ "$its_image" = "$image" ] && [ "$its_fingerprint" = "$fingerprint" ]; then
+      declared_id=$id declared_state=$state declared_name=$container_name
+    fi
+  done <<END
+$releases
+END
+  serving_id=
+  # shellcheck disable=SC2046 # a fixed number of words, none of them with blanks
+  set -- $(docker container inspect --format \
+    '{{.Id}} {{.State.Status}} {{with index .Config.Labels "esteira.owner"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.release"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "com.docker.compose.project"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.commit"}}{{.}}{{else}}-{{end}} {{.HostConfig.RestartPolicy.Name}}' "$name" 2>/dev/null)
+  [ $# -gt 0 ] || return 0
+  serving_id=$1 serving_state=$2 serving_release=$4 serving_commit=$6 serving_restart=$7
+  if [ "$5" != - ]; then
+    fail "The container $name on server $server belongs to the docker compose project $5, which would start it again. Stop it there first (docker compose down), or set another container.name."
+  fi
+  case $3 in
+    "$owner") ;;
+    -) serving_release=$name-before-$(printf %.12s "$serving_id") serving_commit=unknown ;;
+    *) fail "The container $name on server $server belongs to another declaration ($3). Set another container.name, or destroy that one first." ;;
+  esac
+}
+
+# Removes what a run that was cut off left half made: candidates that were created but never started, probes and preDeploy
+# containers. A candidate that runs is complete and may still prove itself.
+remove_leftovers() {
+  for leftover in $(docker ps --all --quiet --filter "label=esteira.owner=$owner" --filter label=esteira.role=probe) \
+    $(docker ps --all --quiet --filter "label=esteira.owner=$owner" --filter label=esteira.role=preDeploy) \
+    $(docker ps --all --quiet --filter "label=esteira.owner=$owner" --filter label=esteira.role=release --filter status=created); do
+    docker rm --force --volumes "$leftover" >/dev/null 2>&1
+  done
+}
+
+# Creates a container with the declared settings: $1 is its name, $2 its role, "yes" in $3 leaves published ports out;
+# after them the docker create options, "--" and the command. Sets created_id.
+create_container() {
+  container_name=$1 role=$2 unpublished=$3
+  shift 3
+  count=$# image_placed=
+  while [ "$count" -gt 0 ]; do
+    count=$((count - 1))
+    case $image_placed$1 in
+      --) set -- "$@" "$image" && image_placed=yes ;;
+      --publish=*) [ -n "$unpublished" ] || set -- "$@" "$1" ;;
+      *) set -- "$@" "$1" ;;
+    esac
+    shift
+  done
+  # The secret values go from this shell's environment: as an argument everybody on the server could read them, and an
+  # env file would lose line breaks.
+  # shellcheck disable=SC2086 # secret_names is words of the form --env=NAME
+  created_id=$(export_secrets && docker create --name "$container_name" --restart no $secret_names \
+    --label "esteira.owner=$owner" --label "esteira.role=$role" --label "esteira.release=$release" \
+    --label "esteira.image=$image" --label "esteira.fingerprint=$fingerprint" --label "esteira.commit=$commit" \
+    --label "esteira.tag=$tag" "$@" 2>"$passing/error") || return 1
+  for network in $more_networks; do
+    docker network connect "$network" "$created_id" 2>"$passing/error" || return 1
+  done
+  copy_secret_files "$created_id" 2>"$passing/error"
+}
+
+# Secret files are copied in between create and start: a bind mount that is gone later would kill a kept release.
+copy_secret_file_archive() {
+  printf '%s' "$3" | base64 -d | docker cp - "$1:$2"
+}
+
+# Runs the preDeploy command with the new image and its settings, and shows what it says.
+run_pre_deploy() {
+  [ -n "$pre_deploy" ] || return 0
+  read_clock && step_start=$now
+  say "preDeploy: $pre_deploy"
+  options_without_command "$@"
+  eval "set -- $kept_options -- $pre_deploy"
+  create_container "$release-preDeploy" preDeploy yes "$@" || refuse "preDeploy cannot be run" "$(tail -n 1 "$passing/error")"
+  docker start --attach "$created_id" 2>&1 | sed 's/^/  | /' 2>/dev/null
+  exit_code=$(docker inspect --format '{{.State.ExitCode}}' "$created_id")
+  docker rm --force --volumes "$created_id" >/dev/null
+  measure "$step_start"
+  if [ "$exit_code" != 0 ]; then
+    abandon
+    fail "preDeploy failed with exit code $exit_code after $took; nothing was changed, what served before serves on."
+  fi
+  say "preDeploy done, $took"
+}
+
+# Sets kept_options: the options in front of the first "--", quoted for eval.
+options_without_command() {
+  kept_options=
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    kept_options="$kept_options '$(printf '%s' "$1" | sed "s/'/'\\\\''/g")'"
+    shift
+  done
+}
+
+# Stops container $1 as docker stop does, without waiting in docker: a docker stop that outlives this shell would later
+# kill what the next run has started.
+stop_container() {
+  docker update --restart no "$1" >/dev/null 2>&1
+  # shellcheck disable=SC2046 # a fixed number of words
+  set -- "$1" $(docker inspect --format '{{.State.Running}} {{if .Config.StopSignal}}{{.Config.StopSignal}}{{else}}SIGTERM{{end}} {{if .Config.StopTimeout}}{{.Config.StopTimeout}}{{else}}10{{end}} {{.State.Pid}}' "$1")
+  [ "$2" = true ] || return 0
+  read_clock && stop_start=$now
+  docker kill --signal "$3" "$1" >/dev/null 2>&1
+  while [ "$(docker inspect --format '{{.State.Running}}' "$1" 2>/dev/null)" = true ]; do
+    read_clock
+    if [ $((now - stop_start)) -ge $(($4 * 100)) ]; then
+      docker kill "$1" >/dev/null 2>&1
+      warn "it did not stop within $4 s of $3 and was killed"
+      return 0
+    fi
+    # Asking docker costs more than the wait: sleep until the process is gone, where it can be seen.
+    sleep 0.02
+  done
+}
+
+# Keeps the last keep_releases releases, as stopped containers, and removes older ones with their images.
+prune_releases() {
+  kept=0 pruned=0
+  for id in $(list_releases | while read -r id state container_name _; do
+    [ "$container_name" = "$name" ] || [ "$state" = running ] || echo "$id"
+  done | xargs -r docker inspect --format '{{.State.FinishedAt}} {{.Id}}' 2>/dev/null | sort -r | cut -d ' ' -f 2); do
+    kept=$((kept + 1))
+    [ "$kept" -gt "$keep_releases" ] || continue
+    kept=$keep_releases
+    forget_container "$id" && pruned=$((pruned + 1))
+  done
+  say "kept $kept earlier releases, pruned $pruned"
+}
+
+# Removes container $1 with its anonymous volumes, and its image where nothing else uses it.
+forget_container() {
+  its_image=$(docker inspect --format '{{index .Config.Labels "esteira.image"}} {{index .Config.Labels "esteira.tag"}}' "$1" 2>/dev/null)
+  docker rm --force --volumes "$1" >/dev/null 2>&1 || return 1
+  # shellcheck disable=SC2086 # two words: repo@digest and tag
+  remove_image $its_image
+}

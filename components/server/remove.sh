@@ -1,0 +1,11 @@
+# Esteira on a server: remove. Takes away what this declaration made here, and nothing else. Named volumes are the user's data.
+
+remove() {
+  removed=0
+  remove_leftovers
+  for id in $(docker ps --all --quiet --no-trunc --filter "label=esteira.owner=$owner"); do
+    stop_container "$id"
+    forget_container "$id" && removed=$((removed + 1))
+  done
+  say "removed $removed containers of $name from server $server"
+}
