@@ -1,0 +1,5 @@
+"""Entry point: `python -m cli`, which the launcher ./esteira calls."""
+
+from cli.app import main
+
+main()

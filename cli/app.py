@@ -1,0 +1,138 @@
+"""The commands of ./esteira."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from cli import console
+from components.errors import EsteiraError
+
+VERSION = "0.1.0"
+ROOT = Path(__file__).resolve().parent.parent
+
+app = typer.Typer(
+    name="esteira",
+    help=(
+        "A commit becomes a healthy container on your own servers.\n\n"
+        "These commands prepare, try out and look at things. On a real stack the way is plain "
+        "`pulumi preview` and `pulumi up`."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.say(f"esteira {VERSION}, Pulumi SDK {importlib.metadata.version('pulumi')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show what is installed, and end.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def up() -> None:
+    """Deploy the checked-out commit of the example on this machine (stack local), preparing what is missing."""
+    from cli import lifecycle, local  # noqa: PLC0415 - each command loads only what it needs
+
+    lifecycle.up(local.Place(ROOT))
+
+
+@app.command()
+def down() -> None:
+    """Take everything away again that `up` made."""
+    from cli import lifecycle, local  # noqa: PLC0415
+
+    lifecycle.down(local.Place(ROOT))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def test(context: typer.Context) -> None:
+    """Run all layers of tests that can run here. What follows is passed on to pytest: test tests/unit -k port."""
+    from cli import local, testing  # noqa: PLC0415
+
+    raise typer.Exit(testing.run(local.Place(ROOT), context.args))
+
+
+@app.command(hidden=True)
+def images() -> None:
+    """Make the base images of the local stack (as root, for a user who may not)."""
+    from cli import docker, images, local  # noqa: PLC0415
+
+    place = local.Place(ROOT)
+    with place.locked():
+        docker.ensure_engine(ROOT)
+        images.ensure(ROOT)
+
+
+@app.command(
+    "point-tag", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def point_tag(context: typer.Context) -> None:
+    """Point a tag in a registry to a digest. Run by `pulumi up`."""
+    from components.release import point_tag as point  # noqa: PLC0415
+
+    point(context.args, sys.stdin.read(), os.environ)
+
+
+def main() -> NoReturn:
+    """Run the command line; every failure ends in one message, the last thing on the screen, never in a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleaned up
+    try:
+        app()
+        sys.exit(0)
+    except SystemExit as end:
+        if end.code in {130, 143}:
+            console.error("Interrupted. Type the same command again to go on.")
+        raise
+    except KeyboardInterrupt:
+        console.error("Interrupted. Type the same command again to go on.")
+        sys.exit(130)
+    except EsteiraError as error:
+        console.error(str(error))
+        sys.exit(1)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            console.error(
+                "The disk is full. Free some space (df -h shows where), then type the same command again."
+            )
+        elif error.errno == errno.EPIPE:
+            # Nobody reads on: nothing is left to be said, and Python must not try to when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        else:
+            console.error(f"{error.strerror or error}: {error.filename or 'no file named'}.")
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001 - a mistake of ours: the details are for a report, not for the screen
+        console.error(f"{type(error).__name__}: {error}. This is a mistake in Esteira.{_kept(error)}")
+        sys.exit(1)
+
+
+def _kept(error: Exception) -> str:
+    """Keep the details of a mistake of ours in a file, and say where."""
+    file = ROOT / ".esteira" / "mistake.log"
+    try:
+        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        return ""
+    return f" Its details are in {file}; please report it."

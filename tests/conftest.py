@@ -1,0 +1,84 @@
+"""Layers of tests: which can run here, and at the end which ran and which were skipped, and why.
+
+A test's layer is its folder: tests/unit needs nothing, tests/live needs root and a Docker Engine, tests/engine the
+Pulumi CLI. `./esteira test` prepares them and tells by the environment what cannot be had.
+Without it pytest looks itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+LAYERS = ("unit", "live", "engine")
+
+
+def _layer(path: Path) -> str:
+    parts = path.resolve().relative_to(FOLDER).parts if path.resolve().is_relative_to(FOLDER) else ()
+    return parts[0] if parts and parts[0] in LAYERS else "unit"
+
+
+def _why_not_live() -> str:
+    if said := os.environ.get("ESTEIRA_SKIP_LIVE"):
+        return said
+    if os.geteuid() != 0:
+        return "needs root (sudo ./esteira test)"
+    try:
+        answer = subprocess.run(["docker", "version"], capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "needs Docker (./esteira test prepares it)"
+    return "" if answer.returncode == 0 else "needs a Docker Engine that answers (./esteira test prepares it)"
+
+
+def _why_not_engine() -> str:
+    if said := os.environ.get("ESTEIRA_SKIP_ENGINE"):
+        return said
+    return "" if shutil.which("pulumi") else "there is no pulumi on PATH"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with its layer, and skip what cannot run here; in CI the live layer has to."""
+    reasons: dict[str, str] = {}
+    for item in items:
+        layer = _layer(item.path)
+        if layer == "unit":
+            continue
+        item.add_marker(layer)
+        if layer not in reasons:
+            reasons[layer] = _why_not_live() if layer == "live" else _why_not_engine()
+        if reasons[layer]:
+            item.add_marker(pytest.mark.skip(reason=f"{layer} layer: {reasons[layer]}"))
+    if reasons.get("live") and os.environ.get("ESTEIRA_REQUIRE_LIVE") == "1":
+        raise pytest.UsageError(
+            f"the live tests cannot run, and they may not be skipped here: {reasons['live']}"
+        )
+    config.stash[_REASONS] = reasons
+
+
+_REASONS = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say which layers ran and which were skipped, and why."""
+    counts: Counter[str] = Counter()
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            path = getattr(report, "fspath", None)
+            if path and getattr(report, "when", "call") in {"call", "setup"}:
+                counts[_layer(Path(config.rootpath, path))] += 1
+    reasons = config.stash.get(_REASONS, {})
+    terminalreporter.section("layers")
+    for layer in LAYERS:
+        if reasons.get(layer):
+            text = f"SKIPPED: {reasons[layer]}"
+        elif counts[layer]:
+            text = f"ran, {counts[layer]} tests"
+        else:
+            text = "no test of it was chosen"
+        terminalreporter.line(f"{layer:<7} {text}")
