@@ -100,7 +100,7 @@ def main() -> NoReturn:
     """Run the command line; every failure ends in one message, the last thing on the screen, never in a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleaned up
     try:
-        app()
+        app(prog_name="./esteira")
         sys.exit(0)
     except SystemExit as end:
         if end.code in {130, 143}:

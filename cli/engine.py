@@ -139,6 +139,7 @@ def environment(place: Place, engine: Engine | None = None) -> dict[str, str]:
         "PULUMI_BACKEND_URL": f"file://{place.state}",
         "PULUMI_CONFIG_PASSPHRASE_FILE": str(place.passphrase),
         "PULUMI_SKIP_UPDATE_CHECK": "true",
+        "PULUMI_DEBUG_COMMANDS": "true",  # without it the CLI does not know --event-log
     }
     for name in ("PULUMI_CONFIG_PASSPHRASE", "PULUMI_STACK"):
         values.pop(name, None)

@@ -99,7 +99,7 @@ class Place:
             yield
 
 
-def require_free_ports(settings: Settings) -> None:
+def require_free_ports(place: Place, settings: Settings) -> None:
     """Raise EsteiraError where something else holds a port that the local stack publishes."""
     _, _, registry_port = settings.registry.rpartition(":")
     wanted = [("registry", "127.0.0.1", int(registry_port) if registry_port.isdigit() else 80)]
@@ -116,7 +116,7 @@ def require_free_ports(settings: Settings) -> None:
             if key != "registry" and "esteira." in labels:
                 break
             if name == REGISTRY_CONTAINER and checkout:
-                _require_own(checkout)
+                _require_own(checkout, place)
                 break
             _raise_taken(key, port, f"the container {name}", f"docker stop {name}")
         else:
@@ -131,9 +131,13 @@ def _raise_taken(key: str, port: int, holder: str, way: str) -> None:
     )
 
 
-def _require_own(checkout: str) -> None:
+def _require_own(checkout: str, place: Place) -> None:
     """Refuse another clone's registry while that clone is there; what is left of one that is gone is taken over."""
-    if Path(checkout, "Pulumi.local.yaml").exists() and Path(checkout, ".esteira", "local").exists():
+    if (
+        checkout != str(place.root)
+        and Path(checkout, "Pulumi.local.yaml").exists()
+        and Path(checkout, ".esteira", "local").exists()
+    ):
         raise EsteiraError(
             f"The local stack of another checkout, {checkout}, is up on this machine and holds the registry's port. "
             f"Take it down first: {checkout}/esteira down"
@@ -153,7 +157,7 @@ def ensure_registry(place: Place, settings: Settings) -> None:
             f"Rename it (docker rename {REGISTRY_CONTAINER} another-name), then try again."
         )
     if labels is not None and labels[_CHECKOUT] != str(place.root):
-        _require_own(labels[_CHECKOUT])
+        _require_own(labels[_CHECKOUT], place)
         remove_registry(place)
         labels = None
     if labels is not None and _is_as_declared(settings):

@@ -21,7 +21,7 @@ def for_local_stack(place: local.Place) -> Settings:
     place.make()
     settings = place.settings()
     docker.ensure_engine(place.root)
-    local.require_free_ports(settings)
+    local.require_free_ports(place, settings)
     images.ensure(place.root)
     local.ensure_registry(place, settings)
     return settings
