@@ -1,9 +1,10 @@
 # ruff: noqa: D401 - a docstring says what a thing is
 """Settings: everything that a stack declares, read from ``Pulumi.<stack>.yaml`` once, checked, and then never changed.
 
-:func:`load_settings` reports every mistake at once, each with its key, the stack file, what is wrong and the line to write.
-An error never holds the value of a secret key. What one value may be is said in :mod:`components.settings_rules`; here
-stand the shape of the whole, the rules between keys, and where values come from when a key is absent.
+:func:`load_settings` reports every mistake at once, each with its key, the stack file, what is wrong and the line
+to write. An error never holds the value of a secret key. What one value may be is said in
+:mod:`components.settings_rules`; here stand the shape of the whole, the rules between keys, and where values come from
+when a key is absent.
 
 ``python -m components.settings`` writes the table of all keys into ``README.md``; a test keeps the two the same.
 """
@@ -20,7 +21,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -70,7 +71,11 @@ class Mistake:
     write: tuple[str, ...]
 
     def __str__(self) -> str:
-        verb = "Type" if self.write and self.write[0].startswith(("pulumi ", "export ", "ssh")) else "Write"
+        verb = (
+            "Type"
+            if self.write and self.write[0].startswith(("pulumi ", "export ", "./esteira "))
+            else "Write"
+        )
         lines = "".join(f"\n        {line}" for line in self.write)
         return f"{NAMESPACE}:{self.key} ({self.file}): {self.problem}\n    {verb}:{lines}"
 
@@ -85,7 +90,7 @@ class SettingsError(EsteiraError):
         super().__init__(f"The settings have {count}; nothing has been touched.\n{listed}")
 
 
-# ---- how a key is described -------------------------------------------------------------------------------------------
+# ---- how a key is described --------------------------------------------------------------------------------
 
 
 def _key(
@@ -98,7 +103,7 @@ def _key(
     shown: str | None = None,
     secret: bool = False,
 ) -> Any:
-    """A key of the stack file: what it means, its shape in words, what to write, its default (``shown`` in the table)."""
+    """A key of the stack file: what it means, its shape in words, an example, its default (``shown`` in the table)."""
     extra: dict[str, Any] = {"shape": shape, "example": example, "shown": shown, "secret": secret}
     if factory is not None:
         return Field(default_factory=factory, description=description, json_schema_extra=extra)
@@ -136,7 +141,7 @@ class _Model(BaseModel):
         return raw
 
     def faults(self, given: frozenset[str], failed: frozenset[str]) -> Iterator[Fault]:  # noqa: ARG002
-        """Faults between fields. ``given``: fields that were written; ``failed``: those of them that have a fault already."""
+        """Faults between fields. ``given``: fields that were written; ``failed``: those that have a fault already."""
         yield from ()
 
     @model_validator(mode="before")
@@ -152,7 +157,7 @@ class _Model(BaseModel):
         return self
 
 
-# ---- the keys ---------------------------------------------------------------------------------------------------------
+# ---- the keys ----------------------------------------------------------------------------------------------
 
 Line = Annotated[str, BeforeValidator(rule.line)]
 Flag = Annotated[bool, BeforeValidator(rule.flag)]
@@ -352,7 +357,11 @@ class ContainerSettings(_Model):
         usable = [(index, port) for index, port in enumerate(self.ports) if port.published and port.target]
         for position, (index, port) in enumerate(usable):
             if any(port.overlaps(earlier) for _, earlier in usable[:position]):
-                yield Fault(f"The port {port.published} is published twice on one address.", ("ports", index))
+                yield Fault(
+                    f"The port {port.published} is published twice on one address.",
+                    ("ports", index),
+                    f"{port.published + 1}:{port.target}",
+                )
         for alone in ("host", "none"):
             if alone not in self.networks or "networks" in failed:
                 continue
@@ -377,7 +386,8 @@ class HealthSettings(_Model):
         Literal["auto", "http", "tcp", "image", "none"],
         BeforeValidator(rule.choice("auto", "http", "tcp", "image", "none")),
     ] = _key(
-        "How health is asked: an HTTP path, a TCP connection, the image's HEALTHCHECK, not at all; `auto` takes the image's "
+        "How health is asked: an HTTP path, a TCP connection, the image's HEALTHCHECK, not at all; "
+        "`auto` takes the image's "
         "HEALTHCHECK if it has one, else TCP.",
         "`auto`, `http`, `tcp`, `image` or `none`",
         "http",
@@ -386,15 +396,7 @@ class HealthSettings(_Model):
     )
     path: Annotated[
         str | None,
-        BeforeValidator(
-            rule.maybe(
-                rule.matching(
-                    r"/[!-~]*",
-                    "a path begins with / and has no spaces",
-                    mend=lambda value: "/" + value.split("://")[-1].lstrip("/"),
-                )
-            )
-        ),
+        BeforeValidator(rule.maybe(rule.health_path)),
     ] = _key("Path to ask for.", "path", "/health", None)
     status: Annotated[int, BeforeValidator(rule.number(100, 599, "The status"))] = _key(
         "Status that means healthy.", "number", 200, 200
@@ -457,7 +459,8 @@ def _missing_host_key(host: str | None, port: int) -> Fault:
     return Fault(
         f"The host key is missing; without it anybody could pose as the server. `ssh-keyscan -t ed25519 -p {port} "
         f"{host or 'HOST'}` prints it behind the host's name. Compare it with the server's own: `ssh-keygen -lf "
-        "/etc/ssh/ssh_host_ed25519_key.pub` there, and `ssh-keygen -lf -` for the printed line, show the same fingerprint.",
+        "/etc/ssh/ssh_host_ed25519_key.pub` there, and `ssh-keygen -lf -` for the printed line, show the "
+        "same fingerprint.",
         ("hostKey",),
         HOST_KEY_EXAMPLE,
     )
@@ -498,25 +501,32 @@ class ServerSettings(_Model):
         if "local" in failed:
             return
         if self.local:
-            for name in ("host", "port", "user", "host_key", "jump_host"):
-                if name in given | failed:
-                    yield Fault(
-                        f'"{to_camel(name)}" is for a server that SSH reaches, but this one is local: leave one of the two out.',
-                        (to_camel(name),),
-                        lines=("esteira:servers:", "  - name: local", "    local: true"),
-                    )
+            remote = [
+                name for name in ("host", "port", "user", "host_key", "jump_host") if name in given | failed
+            ]
+            if remote:
+                yield Fault(
+                    f"This server is local, so SSH does not reach it: leave out {', '.join(map(to_camel, remote))}, "
+                    "or local.",
+                    ("local",),
+                    lines=("esteira:servers:", "  - name: local", "    local: true"),
+                )
             return
         if self.host is None and "host" not in failed:
             yield Fault("The server has neither a host nor local: true.", ("host",))
         elif self.host_key is None and "host_key" not in failed:
-            yield _missing_host_key(self.host, self.port)
+            fault = _missing_host_key(self.host, self.port)
+            entry = rule.yaml_lines(
+                ("servers", 0), {"host": self.host or "HOST", "hostKey": HOST_KEY_EXAMPLE}
+            )
+            yield replace(fault, lines=tuple(entry))
 
 
 Optional_ = Annotated[str | None, BeforeValidator(rule.maybe(rule.line))]
 
 
 class Settings(_Model):
-    """Everything that one stack declares. Built by :func:`load_settings`, once; components get what they need from it."""
+    """Everything that one stack declares. Built once, by :func:`load_settings`; components get their part of it."""
 
     project: str = _not_a_key("The Pulumi project.")
     stack: str = _not_a_key("The Pulumi stack.")
@@ -607,9 +617,7 @@ class Settings(_Model):
         "Secret files: path in the container, and content.", "map of text", None, factory=dict, secret=True
     )
     health: HealthSettings = _key("The health gate.", "map", {"path": "/health"}, factory=HealthSettings)
-    strategy: Annotated[
-        Literal["recreate", "blueGreen"], BeforeValidator(rule.choice("recreate", "blueGreen"))
-    ] = _key(
+    strategy: Annotated[Literal["recreate", "blueGreen"], BeforeValidator(rule.strategy)] = _key(
         "How the running release is replaced: `recreate` stops it first.",
         "`recreate`",
         "recreate",
@@ -619,7 +627,8 @@ class Settings(_Model):
         "Old releases that stay on each server as stopped containers, for a rollback.", "number", 5, 5
     )
     pre_deploy: Arguments = _key(
-        "Command that is run with the new image before anything stops, as a migration; text is split as a shell splits it.",
+        "Command that is run with the new image before anything stops, as a migration; text is split as "
+        "a shell splits it.",
         "list of text, or text",
         ["python3", "manage.py", "migrate"],
         None,
@@ -671,7 +680,7 @@ class Settings(_Model):
 
     @property
     def registry_plain_http(self) -> bool:
-        """Whether the registry speaks HTTP without TLS: by setting, or because it is on loopback (Docker's own rule)."""
+        """Whether the registry speaks HTTP without TLS: by setting, or because it is on loopback (Docker's rule)."""
         name = self.registry.rsplit(":", 1)[0] if re.search(r":[0-9]+$", self.registry) else self.registry
         if self.registry_insecure or name == "localhost":
             return True
@@ -779,7 +788,8 @@ class Settings(_Model):
             better = [port.target for port in container.ports if port.protocol not in {"udp", "tcp"}]
             if first is None:
                 yield Fault(
-                    f'The test "{health.test}" needs a port, and the container publishes none: say which one of the container.',
+                    f'The test "{health.test}" needs a port, and the container publishes none: '
+                    "say which one of the container.",
                     ("health", "port"),
                     8000,
                 )
@@ -851,7 +861,8 @@ class Settings(_Model):
         ]
         if without and not failed & {"server_password", "server_private_key", "servers"}:
             yield Fault(
-                f"No password and no private key to log in to {', '.join(without)}. A private key is the better of the two.",
+                f"No password and no private key to log in to {', '.join(without)}. A private key is the "
+                "better of the two.",
                 ("serverPrivateKey",),
                 lines=(
                     "pulumi config set --secret esteira:serverPrivateKey < ~/.ssh/id_ed25519",
@@ -884,7 +895,7 @@ def image_name(settings: Settings) -> str:
     return f"{settings.registry}/{settings.repository}"
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------------
 
 M = TypeVar("M", bound=_Model)
 
@@ -949,7 +960,14 @@ def _read_value(model: type[_Model], name: str, raw: object) -> _Read:
         if not isinstance(raw, (list, tuple)):
             return _Read(None, [Fault(f"This must be a list, but it is {rule.kind(raw)}.")])
         reads = [_read_model(inner, item) for item in raw]
-        faults = [fault.below(index) for index, read in enumerate(reads) for fault in read.faults]
+        faults = [
+            # What was written in one word is put right in one word.
+            Fault(fault.problem, (index,), fault.value if not fault.path else None)
+            if isinstance(raw[index], str)
+            else fault.below(index)
+            for index, read in enumerate(reads)
+            for fault in read.faults
+        ]
         return _Read([read.value for read in reads if read.value is not None], faults)
     if inner is not None:
         return _read_model(inner, raw)
@@ -994,7 +1012,7 @@ def _read_model(
     given = frozenset(keys[key][0] for key in raw if key in keys)
     partial = _partial(model, good)
     faults += partial.faults(given - failed, frozenset(failed))
-    if faults:
+    if faults or failed:
         return _Read(partial, faults)
     return _Read(model(**good), [])
 
@@ -1057,6 +1075,8 @@ def _unknown(model: type[_Model], key: object) -> Fault:
     )
     top = {known.lower(): known for known in _key_fields(Settings)}
     shown = rule.name_shown(word)
+    if model is not Settings and folded in top and folded not in here:
+        return Fault(f'"{shown}" is a key of its own, at the top.', (shown,), (f"^{top[folded]}", None))
     if meant is not None:
         name, field = _key_fields(model)[meant]
         del name
@@ -1065,9 +1085,6 @@ def _unknown(model: type[_Model], key: object) -> Fault:
         return Fault(
             f'There is no key "{shown}" here; "{meant}" is probably meant.', (shown,), (meant, example), lines
         )
-    if folded in top and model is not Settings:
-        known = top[folded]
-        return Fault(f'"{shown}" is a key of its own, at the top.', (shown,), (f"^{known}", None))
     known_keys = ", ".join(sorted(_key_fields(model)))
     return Fault(f'There is no key "{shown}" here. The keys are {known_keys}.', (shown,), ("", None))
 
@@ -1124,13 +1141,13 @@ def _write(fault: Fault) -> tuple[str, ...]:
         return tuple(rule.yaml_lines((*path[:-1], meant), example))
     known_field, rest = _field_at(path)
     if known_field is not None and _extra(known_field)["secret"]:
-        entry = rest[0] if rest and isinstance(rest[0], str) else None
+        entry = rest[0] if rest and isinstance(rest[0], str) and fault.name is None else None
         return _secret_lines(str(path[0]), entry)
+    if fault.name is not None:
+        path = (*path[:-1], fault.name)
     if value is None and known_field is not None:
         value = _extra(known_field)["example"]
         path = path[: len(path) - len(rest)] if rest else path
-        if rest and isinstance(value, Mapping) and isinstance(rest[0], str):
-            path, value = (*path, rest[0]), next(iter(value.values()))
     return tuple(rule.yaml_lines(path, value))
 
 
@@ -1153,7 +1170,7 @@ def _field_at(path: tuple[str | int, ...]) -> tuple[FieldInfo | None, tuple[str 
     return field, trailing
 
 
-# ---- from values to settings ------------------------------------------------------------------------------------------
+# ---- from values to settings -------------------------------------------------------------------------------
 
 
 def secret_keys_of_model() -> frozenset[str]:
@@ -1173,16 +1190,26 @@ def load_settings(
 ) -> Settings:
     """Check ``values`` and make the settings of them.
 
-    values: top-level keys without the namespace; YAML values, or the text that Pulumi makes of them (JSON for maps and lists).
+    values: top-level keys without the namespace; YAML values, or the text that Pulumi makes of them (JSON for maps and
+    lists).
     secret_keys: those of them that stand encrypted in the stack file. environ: where defaults of a CI job come from.
-    written: the stack file as it is written (:func:`parse_stack_file`), to find what stands in plain text in a half encrypted
-    map. Reads no file but those that a setting names. Raises SettingsError with every mistake.
+    written: the stack file as it is written (:func:`parse_stack_file`), to find what stands in plain text in a half
+    encrypted map. Reads no file but those that a setting names. Raises SettingsError with every mistake.
     """
-    loader = _Loader(dict(values), secret_keys, stack, root, environ, written or {})
+    loader = _Loader(
+        dict(values), secret_keys, stack=stack, root=root, environ=environ, written=written or {}
+    )
     settings = loader.load(project)
     if settings is None:
         raise SettingsError(loader.mistakes())
     return settings
+
+
+_SERVER_VARIABLES = {
+    "host": "DEPLOYMENT_SERVER_IP",
+    "user": "DEPLOYMENT_SERVER_USER",
+    "hostKey": "DEPLOYMENT_SERVER_HOST_KEY",
+}
 
 
 class _Loader:
@@ -1192,6 +1219,7 @@ class _Loader:
         self,
         values: dict[str, object],
         secret_keys: frozenset[str],
+        *,
         stack: str,
         root: Path,
         environ: Mapping[str, str],
@@ -1207,6 +1235,7 @@ class _Loader:
         self.skip: set[str] = set()
         self.sources: dict[tuple[str | int, ...], str] = {}
         self.fixed: dict[str, Any] = {}
+        self.server_from_environment = False
 
     def __repr__(self) -> str:
         """Nothing of the values: they hold secrets."""
@@ -1244,19 +1273,17 @@ class _Loader:
 
     def _mistake(self, fault: Fault) -> Mistake:
         problem, write = fault.problem, _write(fault)
-        variable = next(
-            (
-                self.sources[fault.path[:size]]
-                for size in range(len(fault.path), 0, -1)
-                if fault.path[:size] in self.sources
-            ),
-            None,
-        )
-        if variable is not None:
-            problem += f" The value comes from the environment variable {variable}."
-        elif ("servers", 0) in self.sources and fault.path == ("servers", 0, "hostKey"):
-            problem += " The server comes from DEPLOYMENT_SERVER_IP, so its host key is set beside it."
-            write = (f"export DEPLOYMENT_SERVER_HOST_KEY='{HOST_KEY_EXAMPLE}'",)
+        variable = _SERVER_VARIABLES.get(str(fault.path[-1])) if fault.path[:2] == ("servers", 0) else None
+        source = self.sources.get(fault.path) or self.sources.get(fault.path[:1])
+        if self.server_from_environment and variable is not None:
+            if fault.path in self.sources:
+                problem += f" The value comes from the environment variable {variable}."
+            else:
+                problem += " The server comes from DEPLOYMENT_SERVER_IP; its host key is set beside it."
+            value = fault.value or _extra(_key_fields(ServerSettings)[str(fault.path[-1])][1])["example"]
+            write = (f"export {variable}='{value}'",)
+        elif source is not None:
+            problem += f" The value comes from {source}."
         return Mistake(_dotted(fault.path), f"Pulumi.{self.stack}.yaml", problem, write)
 
     def _fail(self, key: str, fault: Fault) -> None:
@@ -1265,7 +1292,7 @@ class _Loader:
         self.raw.pop(key, None)
 
     def _check_secrecy(self) -> None:
-        """Secrets are encrypted, and nothing else is: what is not in a secret key ends up in previews and in the state."""
+        """Secrets are encrypted, and nothing else is: what is not in a secret key ends up in previews and state."""
         secrets = secret_keys_of_model()
         for key in list(self.raw):
             if key not in _key_fields(Settings):
@@ -1278,7 +1305,8 @@ class _Loader:
                     self._fail(
                         key,
                         Fault(
-                            "This secret stands in the stack file in plain text: set it anew, encrypted, and change it where it "
+                            "This secret stands in the stack file in plain text: set it anew, encrypted, "
+                            "and change it where it "
                             "is used, because the file may be in the repository's history.",
                             (key, *path),
                             lines=_secret_lines(key, entry),
@@ -1310,8 +1338,12 @@ class _Loader:
         value = self.environ.get(variable, "")
         if key in self.raw or key in self.skip or not value:
             return False
-        self.raw[key] = change(value)
-        self.sources[(key,)] = variable
+        self.sources[(key,)] = f"the environment variable {variable}"
+        try:
+            self.raw[key] = change(value)
+        except Wrong as wrong:
+            self._fail(key, wrong.faults[0].below(key))
+            return False
         return True
 
     def _defaults_from_environment(self) -> None:
@@ -1380,27 +1412,38 @@ class _Loader:
             reason = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be read as text"
             self._fail(
                 "registryPasswordFile",
-                Fault(f"The file {rule.show(name)} {reason}.", ("registryPasswordFile",), value=name),
+                Fault(
+                    f"The file {rule.show(name)} with the registry's password {reason}.",
+                    ("registryPasswordFile",),
+                    # The local stack's is made by the command line; elsewhere the secret is the better place.
+                    lines=("./esteira up",)
+                    if name.startswith(".esteira/local/")
+                    else (
+                        "pulumi config rm esteira:registryPasswordFile",
+                        *_secret_lines("registryPassword", None),
+                    ),
+                ),
             )
             return
-        self.sources[("registryPassword",)] = f"file {name}"
+        self.sources[("registryPassword",)] = f"the file {name}"
 
     def _server_of_environment(self) -> None:
         """One server from the variables of the procedure's pipeline."""
         address = self.environ.get("DEPLOYMENT_SERVER_IP", "")
         if "servers" not in self.raw and "servers" not in self.skip and address:
-            server: dict[str, object] = {"host": address}
-            self.sources["servers", 0] = "DEPLOYMENT_SERVER_IP"
-            self.sources["servers", 0, "host"] = "DEPLOYMENT_SERVER_IP"
-            user = self.environ.get("DEPLOYMENT_SERVER_USER", "")
-            if user:
-                server["user"] = user
-                self.sources["servers", 0, "user"] = "DEPLOYMENT_SERVER_USER"
-            host_key = self.environ.get("DEPLOYMENT_SERVER_HOST_KEY", "")
-            if host_key:
-                server["hostKey"] = _value_or_file(host_key)
-                self.sources["servers", 0, "hostKey"] = "DEPLOYMENT_SERVER_HOST_KEY"
-            self.raw["servers"] = [server]
+            server: dict[str, object] = {}
+            for key, variable in _SERVER_VARIABLES.items():
+                value = self.environ.get(variable, "")
+                if value:
+                    try:
+                        server[key] = _value_or_file(value) if key == "hostKey" else value
+                    except Wrong as wrong:
+                        self.faults += [fault.below("servers", 0, key) for fault in wrong.faults]
+                        self.skip.add("servers")
+                    self.sources["servers", 0, key] = f"the environment variable {variable}"
+            self.server_from_environment = True
+            if "servers" not in self.skip:
+                self.raw["servers"] = [server]
         if self._only_local_servers():
             return
         self._take("serverPassword", "DEPLOYMENT_SERVER_PASS")
@@ -1420,7 +1463,10 @@ def _value_or_file(value: str) -> str:
     try:
         return Path(value).read_text(encoding="utf-8")
     except (OSError, ValueError):
-        return value
+        # The path is not shown: who sets a secret wrongly may have put the secret itself here.
+        raise Wrong(
+            "The variable begins with / as the path of a file does, but no such file can be read."
+        ) from None
 
 
 def _from_json(text: str) -> object:
@@ -1479,8 +1525,6 @@ def _secret_in_plain_key(key: str, value: object, written: object) -> Fault:
             "serverPassword, serverPrivateKey or sudoPassword",
             _secret_lines("serverPassword", None),
         )
-    elif key.startswith("registry"):
-        belongs, lines = "registryPassword", _secret_lines("registryPassword", None)
     else:
         example = _extra(_key_fields(Settings)[key][1])["example"]
         belongs, lines = "", tuple(rule.yaml_lines((key,), example))
@@ -1503,11 +1547,14 @@ def _normalised(settings: Settings) -> Settings:
     return settings.model_copy(update=logins)
 
 
-# ---- Pulumi and its files ---------------------------------------------------------------------------------------------
+# ---- Pulumi and its files ----------------------------------------------------------------------------------
 
 
 class _StackFileLoader(yaml.SafeLoader):
-    """YAML 1.2's core types, as the Pulumi engine reads them: PyYAML would take ``53:53`` for a number and ``no`` for false."""
+    """YAML 1.2's core types, as the Pulumi engine reads them.
+
+    PyYAML by itself takes ``53:53`` for a number and ``no`` for false.
+    """
 
 
 _StackFileLoader.yaml_implicit_resolvers = {}
@@ -1580,7 +1627,8 @@ def from_pulumi() -> Settings:
     except Exception:  # noqa: BLE001 - set by the engine only; elsewhere the program runs in its folder
         root = Path.cwd()
     prefix = f"{NAMESPACE}:"
-    # The SDK can ask for a key but not list them: they stand in what it was told (tests, Automation API) or in its environment.
+    # The SDK can ask for a key but not list them: they stand in what it was told (tests, Automation API) or in its
+    # environment.
     names = {*config.CONFIG.get(), *config.get_config_env(), *(prefix + key for key in _key_fields(Settings))}
     values = {name.removeprefix(prefix): config.get_config(name) for name in names if name.startswith(prefix)}
     hidden = {name for name in config.get_config_secret_keys_env() if name.startswith(prefix)}
@@ -1597,7 +1645,7 @@ def from_pulumi() -> Settings:
     )
 
 
-# ---- the table in the README ------------------------------------------------------------------------------------------
+# ---- the table in the README -------------------------------------------------------------------------------
 
 
 class SettingRow(NamedTuple):
@@ -1638,7 +1686,7 @@ def _default_shown(field: FieldInfo) -> str:
         or isinstance(default, BaseModel)
     ):
         return ""
-    return f"`{rule.yaml_scalar(default)}`"
+    return "`.`" if default == "." else f"`{rule.yaml_scalar(default)}`"
 
 
 BEGIN, END = "<!-- settings -->", "<!-- /settings -->"

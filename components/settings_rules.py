@@ -2,8 +2,8 @@
 """What a single value in a stack file may be: one small function per kind of value.
 
 Each function takes what the stack file or the environment gave, and returns the value as the program uses it, or raises
-:class:`Wrong`. None shows the value of a secret key; the plain values that it shows are short names and numbers. All are
-idempotent: their own result passes again unchanged, because a model may be built from values that were read before.
+:class:`Wrong`. None shows the value of a secret key; the plain values that they show are short names and numbers. All
+are idempotent: their own result passes again unchanged, because a model may be built from values that were read before.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ Key = tuple[str | int, ...]
 class Fault:
     """One thing that is wrong: a finished sentence, where (below the value looked at), and what to write instead.
 
-    ``value`` is what to write at that key; without it the key's example is shown. ``lines`` replaces the whole text.
+    ``value`` is what to write at that key; without it the key's example is shown. ``name``: the last step of the path
+    is itself what is wrong, and this stands in its place. ``lines`` replaces the whole text.
     """
 
     problem: str
     path: Key = ()
     value: object = None
     lines: tuple[str, ...] | None = None
+    name: str | None = None
 
     def below(self, *path: str | int) -> Fault:
         """The same fault, seen from ``path`` further up."""
@@ -54,16 +56,18 @@ class Wrong(ValueError):
 
     def __init__(
         self, problem: str | Sequence[Fault], value: object = None, lines: Sequence[str] | None = None
-    ):
+    ) -> None:
         if isinstance(problem, str):
             problem = [Fault(problem, (), value, None if lines is None else tuple(lines))]
         self.faults: tuple[Fault, ...] = tuple(problem)
         super().__init__(" ".join(fault.problem for fault in self.faults))
 
 
-# ---- showing values ---------------------------------------------------------------------------------------------------
+# ---- showing values ----------------------------------------------------------------------------------------
 
-_PLAIN_YAML = re.compile(r"[A-Za-z/~][\w./+=@~…-]*( [\w./+=@~…-]+)*")
+_PLAIN_YAML = re.compile(
+    r"[A-Za-z/~][\w./+=@~…-]*( [\w./+=@~…-]+)*|[0-9]+(ms|[smhbkg])|[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+"
+)
 _YAML_WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n", "~"}
 
 
@@ -140,7 +144,7 @@ def show(raw: str) -> str:
     return f'"{raw}"'
 
 
-# ---- text -------------------------------------------------------------------------------------------------------------
+# ---- text --------------------------------------------------------------------------------------------------
 
 
 def maybe(rule: Callable[[object], T]) -> Callable[[object], T | None]:
@@ -265,7 +269,7 @@ _DAY = 86400.0
 
 
 def duration(*, zero: bool) -> Callable[[object], float]:
-    """Seconds from a number, or from text such as ``500ms``, ``2s``, ``1m30s``; at most a day, zero where it has a sense."""
+    """Seconds from a number, or from text such as ``500ms``, ``2s``, ``1m30s``; at most a day. ``zero``: may be 0."""
 
     def check(raw: object) -> float:
         if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
@@ -293,7 +297,7 @@ def duration(*, zero: bool) -> Callable[[object], float]:
     return check
 
 
-# ---- lists and maps ---------------------------------------------------------------------------------------------------
+# ---- lists and maps ----------------------------------------------------------------------------------------
 
 
 def list_of(rule: Callable[[object], T], *, unique: bool = False) -> Callable[[object], list[T]]:
@@ -315,7 +319,8 @@ def list_of(rule: Callable[[object], T], *, unique: bool = False) -> Callable[[o
                 faults += [fault.below(index) for fault in wrong.faults]
                 continue
             if unique and value in good:
-                faults.append(Fault(f"{show(str(value))} stands in the list twice.", (index,), good))
+                faults.append(Fault(f"{show(str(value))} stands in the list twice.", (), list(good)))
+                continue
             good.append(value)
         if faults:
             raise Wrong(faults)
@@ -325,12 +330,9 @@ def list_of(rule: Callable[[object], T], *, unique: bool = False) -> Callable[[o
 
 
 def map_of(
-    name: Callable[[str], str | None],
-    rule: Callable[[object], T],
-    *,
-    ask: Callable[[str], Sequence[str]] | None = None,
+    name: Callable[[str], str | None], rule: Callable[[object], T]
 ) -> Callable[[object], dict[str, T]]:
-    """A map. ``name`` says what is wrong with a name (None: nothing); ``ask`` gives the lines for a wrong entry."""
+    """A map. ``name`` says what is wrong with a name (None: nothing)."""
 
     def check(raw: object) -> dict[str, T]:
         if not isinstance(raw, Mapping):
@@ -340,26 +342,36 @@ def map_of(
         for key, item in raw.items():
             if not isinstance(key, str):
                 faults.append(
-                    Fault(f"The name must be text, but it is {kind(key)}: put it in quotes.", (str(key),))
+                    Fault(
+                        f"The name must be text, but it is {kind(key)}: put it in quotes.", (str(key),), "…"
+                    )
                 )
                 continue
-            shown, lines = name_shown(key), None
-            if ask is not None:
-                lines = tuple(ask(shown))
+            shown = name_shown(key)
             problem = name(key)
             if problem is not None:
-                # What follows "=" may be a value that somebody wrote into the name: it is not shown.
-                faults.append(Fault(problem, (shown,), None, lines))
+                faults.append(Fault(problem, (shown,), "…", name=_mended_name(shown)))
                 continue
             try:
                 good[key] = rule(item)
             except Wrong as wrong:
-                faults += [replace(fault, lines=lines or fault.lines).below(shown) for fault in wrong.faults]
+                faults += [
+                    replace(fault, value="…" if fault.value is None else fault.value).below(shown)
+                    for fault in wrong.faults
+                ]
         if faults:
             raise Wrong(faults)
         return good
 
     return check
+
+
+def _mended_name(name: str) -> str:
+    """A name that is possible in every kind of map, made of one that is not."""
+    words = re.sub(r"[^A-Za-z0-9_.-]+", "_", name.removeprefix("esteira.")).strip(".-")
+    if words in {"", "_", "esteira"}:
+        return "NAME"
+    return f"_{words}" if words[0].isdecimal() else words
 
 
 def name_shown(key: str) -> str:
@@ -368,9 +380,10 @@ def name_shown(key: str) -> str:
     return head if len(head) <= 80 else head[:77] + "…"
 
 
-# ---- the registry -----------------------------------------------------------------------------------------------------
+# ---- the registry ------------------------------------------------------------------------------------------
 
-_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:.]+\])"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:.]+\])"
 
 
 def registry(raw: object) -> str:
@@ -404,7 +417,8 @@ def registry(raw: object) -> str:
         raise Wrong(f"The port {port.group(1)} is out of range: it goes from 1 to 65535.")
     if not ("." in host or ":" in host or host == "localhost"):
         raise Wrong(
-            f"Docker takes {show(value)} for the name of a user on Docker Hub, because it has neither a dot nor a port.",
+            f"Docker takes {show(value)} for the name of a user on Docker Hub, because it has neither a "
+            "dot nor a port.",
             f"{host}:443",
         )
     return value
@@ -425,7 +439,8 @@ def repository(raw: object) -> str:
         r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*", good
     ):
         raise Wrong(
-            f"{show(value)} is not a repository: it is made of words of a-z and 0-9, with . _ or - inside, and / between them."
+            f"{show(value)} is not a repository: it is made of words of a-z and 0-9, with . _ or - "
+            "inside, and / between them."
         )
     if has_host:
         raise Wrong("The repository is written without the registry, which is a setting of its own.", good)
@@ -460,7 +475,7 @@ def moving_tag(raw: object) -> str:
 def image_reference(raw: object) -> str:
     """An image by tag or digest, of any registry."""
     value = line(raw)
-    if "@" in value.split("/")[0] or "://" in value:
+    if re.search(r"@(?!sha256:)", value) or "://" in value:
         raise Wrong("This is not an image: an image is written without a scheme, user or password.")
     name, _, digest = value.partition("@")
     tag = ":" in name.split("/")[-1]
@@ -490,7 +505,7 @@ def commit(raw: object) -> str:
     return value.lower()
 
 
-# ---- the image --------------------------------------------------------------------------------------------------------
+# ---- the image ---------------------------------------------------------------------------------------------
 
 
 def project_path(what: str) -> Callable[[object], str]:
@@ -546,7 +561,7 @@ def platform(raw: object) -> str:
     return value
 
 
-# ---- the container ----------------------------------------------------------------------------------------------------
+# ---- the container -----------------------------------------------------------------------------------------
 
 container_name = matching(
     r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,62}",
@@ -592,7 +607,9 @@ def memory(raw: object) -> str:
 
 def restart(raw: object) -> str:
     """A restart policy of Docker. Older YAML readers take the word no for false."""
-    if raw is False:
+    if isinstance(raw, bool):
+        if raw:
+            raise Wrong("The restart policy is a word, not true.", "always")
         return "no"
     value = line(raw)
     if not re.fullmatch(r"always|unless-stopped|no|on-failure(:[1-9][0-9]{0,5})?", value):
@@ -602,8 +619,27 @@ def restart(raw: object) -> str:
     return value
 
 
+def strategy(raw: object) -> str:
+    """A strategy, in any usual spelling."""
+    value = line(raw)
+    if re.sub(r"[^a-z]", "", value.lower()) == "bluegreen":
+        return "blueGreen"
+    return choice("recreate")(value)
+
+
+def health_path(raw: object) -> str:
+    """The path of an HTTP request (RFC 9112: ``origin-form``)."""
+    return matching(
+        r"/[!-~]*",
+        "a path begins with / and has no spaces",
+        mend=lambda value: (
+            re.sub(r"^[a-z]+://[^/]*", "", "/" + value if "://" not in value else value) or "/"
+        ),
+    )(raw)
+
+
 def arguments(raw: object) -> list[str]:
-    """A command: a list of text, or one text that is split as a shell splits it (quotes, no variables, no operators)."""
+    """A command: a list of text, or one text that is split as a shell splits it, without variables and operators."""
     if isinstance(raw, str):
         if not raw.strip():
             raise Wrong("The command is empty: write one, or leave the key out.")
@@ -661,7 +697,8 @@ def volume(raw: object) -> str:
     if not source.startswith("/"):
         if source.startswith((".", "~")) or "/" in source:
             raise Wrong(
-                f"{show(source)} is a relative path, which means nothing on a server: write it from / on, or a volume's name."
+                f"{show(source)} is a relative path, which means nothing on a server: write it from / on, "
+                "or a volume's name."
             )
         if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", source):
             raise Wrong(
@@ -748,7 +785,7 @@ def address(raw: object) -> str:
         ) from None
 
 
-# ---- names and values of environment, labels, files -------------------------------------------------------------------
+# ---- names and values of environment, labels, files --------------------------------------------------------
 
 _TAKEN = (
     "PATH",
@@ -780,12 +817,12 @@ def environment_name(name: str) -> str | None:
 
 
 def secret_environment_name(name: str) -> str | None:
-    """The same for a secret variable: it travels through a shell's own environment, so shell names only, and not its own."""
+    """The same for a secret variable, which travels through a shell's environment: its names only, and not its own."""
     problem = environment_name(name)
     if problem is None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         return f"The name {show(name)} of a secret variable may have letters, digits and _ only: a shell hands it over."
     if problem is None and (name in _TAKEN or name.startswith(("DOCKER_", "LD_", "ESTEIRA_"))):
-        return f"{name} steers the docker command and the shell that hand secrets over, so it cannot be a secret; use another name."
+        return f"{name} steers the shell and the docker command that hand secrets over; use another name for a secret."
     return problem
 
 
@@ -813,7 +850,7 @@ def file_path(path: str) -> str | None:
     return problem
 
 
-# ---- servers ----------------------------------------------------------------------------------------------------------
+# ---- servers -----------------------------------------------------------------------------------------------
 
 
 def host(raw: object) -> str:
@@ -827,7 +864,7 @@ def host(raw: object) -> str:
         pass
     bare = re.sub(r"^[a-z]+://", "", value).split("/")[0]
     if "@" in bare:
-        bare = bare.split("@")[-1]
+        bare = re.sub(r":[0-9]+$", "", bare.split("@")[-1])
         raise Wrong(
             "The user stands in the host; it has a key of its own, user.", bare if _is_host(bare) else None
         )
@@ -860,7 +897,8 @@ def host_key(raw: object) -> str:
         raise Wrong("The host key must be text: its type and its base64 text.")
     if "PRIVATE KEY" in raw:
         raise Wrong(
-            "This is a private key. A host key is the public key of the server; treat this private key as known to others."
+            "This is a private key. A host key is the public key of the server; treat this private key "
+            "as known to others."
         )
     lines = [item.strip() for item in raw.splitlines() if item.strip() and not item.strip().startswith("#")]
     if not lines:
@@ -901,6 +939,10 @@ def _blob_type(encoded: str) -> str | None:
     return name.decode("ascii", "replace") if 0 < size < 40 and len(name) == size else None
 
 
+_SHORTEST = 51
+"""Bytes of an ed25519 key with its type, the shortest of all; paramiko does not look at its length."""
+
+
 def _public_key(kind: str, encoded: str) -> str:
     inner = _blob_type(encoded)
     if inner is None:
@@ -909,12 +951,15 @@ def _public_key(kind: str, encoded: str) -> str:
         raise Wrong(
             f"The host key says that it is {kind}, but inside it is another kind; copy the whole line again."
         )
+    blob = base64.b64decode(encoded)
     try:
-        paramiko.PKey.from_type_string(kind, base64.b64decode(encoded))
+        whole = paramiko.PKey.from_type_string(kind, blob).asbytes() == blob and len(blob) >= _SHORTEST
     except Exception:  # noqa: BLE001 - paramiko and cryptography raise many kinds here, and all mean the same
         raise Wrong(
             "The host key cannot be read: it is cut off or mistyped; copy the whole line again."
         ) from None
+    if not whole:
+        raise Wrong("The host key is cut off; copy the whole line again.")
     return f"{kind} {encoded}"
 
 
@@ -925,7 +970,7 @@ def _if_key(kind: str, encoded: str) -> str | None:
         return None
 
 
-# ---- secrets ----------------------------------------------------------------------------------------------------------
+# ---- secrets -----------------------------------------------------------------------------------------------
 
 
 def secret_text(raw: object) -> SecretStr:
@@ -958,6 +1003,12 @@ def private_key(raw: object) -> SecretStr:
     return SecretStr(value)
 
 
+_ENCRYPTED = (
+    "The private key is encrypted, and nobody can type its passphrase here. "
+    "Make a key without one for this purpose: ssh-keygen -t ed25519 -N '' -f FILE."
+)
+
+
 def _private_key_problem(value: str) -> str | None:
     if not value.strip():
         return "The private key is empty."
@@ -980,10 +1031,10 @@ def _private_key_problem(value: str) -> str | None:
         else:
             serialization.load_pem_private_key(encoded, password=None)
     except TypeError:
-        return "The private key is encrypted. Nobody can type its passphrase here: make a key without one for this purpose."
+        return _ENCRYPTED
     except Exception:  # noqa: BLE001 - cryptography raises many kinds here, and none may show what it read
         if "ENCRYPTED" in value:
-            return "The private key is encrypted. Nobody can type its passphrase here: make a key without one for this purpose."
+            return _ENCRYPTED
         return "The private key cannot be read: it is cut off, mistyped or of an unknown kind."
     for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
         try:
@@ -991,7 +1042,7 @@ def _private_key_problem(value: str) -> str | None:
         except Exception:  # noqa: BLE001, S112 - the next kind may fit
             continue
         return None
-    return "The private key has a format that SSH does not read everywhere; ssh-keygen -p -f FILE rewrites it (leave the passphrase empty)."
+    return "The private key has a format that few read; ssh-keygen -p -f FILE rewrites it (leave the passphrase empty)."
 
 
 def _any_name(_name: str) -> str | None:
