@@ -55,12 +55,8 @@ def ensure_engine(root: Path) -> None:
     to be started by hand writes its log below it.
     """
     version, complaint = answer()
-    if version is None and "permission denied" in complaint.lower() and os.geteuid() != 0:
-        raise EsteiraError(
-            f"The user {machine.user_name()} may not use Docker on this machine. Type this, then ./esteira up again:\n"
-            f"    sudo usermod -aG docker {machine.user_name()}\n    newgrp docker"
-        )
     if version is None:
+        require_permission(complaint)
         _require_local_engine()
         if not shell.has("dockerd") or not shell.has("docker"):
             # Newer releases have the client in a package of its own.
@@ -76,6 +72,16 @@ def ensure_engine(root: Path) -> None:
         )
     place = docker("info", "--format", "{{.DockerRootDir}}") or "/var/lib/docker"
     machine.require_free_disk(Path(place), 2, "Docker")
+
+
+def require_permission(complaint: str) -> None:
+    """Raise EsteiraError with the commands to type where ``complaint`` says that this user may not use Docker."""
+    if "permission denied" in complaint.lower() and os.geteuid() != 0:
+        raise EsteiraError(
+            f"The user {machine.user_name()} may not use Docker on this machine. "
+            "Type this, then the same command again:\n"
+            f"    sudo usermod -aG docker {machine.user_name()}\n    newgrp docker"
+        )
 
 
 def _require_local_engine() -> None:

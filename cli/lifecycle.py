@@ -45,6 +45,7 @@ def down(place: local.Place) -> None:
         removed: list[str] = []
         version, complaint = docker.answer() if shell.has("docker") else (None, "")
         if version is None and place.folder.exists() and shell.has("dockerd"):
+            docker.require_permission(complaint)
             raise EsteiraError(
                 f"Docker does not answer, so that what runs in it cannot be removed ({complaint}). "
                 "Start it (sudo systemctl start docker), then type ./esteira down again."

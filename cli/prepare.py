@@ -18,9 +18,9 @@ def for_local_stack(place: local.Place) -> Settings:
     Whatever can be refused is refused before anything is made. Raises EsteiraError.
     """
     machine.require_free_disk(place.root, PROJECT_GIGABYTES, "the local stack")
+    docker.ensure_engine(place.root)
     place.make()
     settings = place.settings()
-    docker.ensure_engine(place.root)
     local.require_free_ports(place, settings)
     images.ensure(place.root)
     local.ensure_registry(place, settings)
