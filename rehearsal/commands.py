@@ -43,8 +43,11 @@ def delete_remote(inputs: dict[str, Any], context: Context) -> dict[str, Any]:
 
 
 def placeholder(inputs: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001 - one shape for all kinds
-    """Stand in for the outputs of a command that was not run."""
-    return {"stdout": "", "stderr": ""}
+    """Stand in for the outputs of a command that was not run.
+
+    A digest, because that is what a program takes from a command's output and may insist on.
+    """
+    return {"stdout": f"sha256:{'0' * 64}", "stderr": ""}
 
 
 def _local(inputs: dict[str, Any], context: Context, command: str | None) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""The local base images as files, so that many daemons can have them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from cli import images
+from tests.live.machines import BASE, Machine, run
+
+BASE_PYTHON = images.BASE_PYTHON
+EDGE = images.EDGE
+
+
+def archive(name: str) -> Path:
+    """Give an image of the main daemon as a tar file, which is kept for the next run of the tests."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esteira" / "live"
+    made_by = hashlib.sha256(Path(images.__file__).read_bytes()).hexdigest()[:12]
+    file = cache / f"{name.replace('/', '-').replace(':', '-')}-{made_by}.tar"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        work = BASE / "esteira-live-images"
+        work.mkdir(exist_ok=True)
+        images.ensure(work)
+        for old in cache.glob(f"{file.name[:-16]}*"):
+            old.unlink()
+        run("docker", "save", "-o", f"{file}.part", name, timeout=300)
+        Path(f"{file}.part").rename(file)
+    return file
+
+
+def load(machine: Machine, name: str) -> None:
+    """Give the image to a machine's daemon."""
+    machine.docker("load", "-q", "-i", str(archive(name)), timeout=300)
