@@ -25,6 +25,8 @@ SERVER_FILES = (
     "health.sh",
     "release.sh",
     "recreate.sh",
+    "edge.sh",
+    "blue_green.sh",
     "read.sh",
     "remove.sh",
     "main.sh",

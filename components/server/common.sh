@@ -14,6 +14,11 @@ warn() {
   printf 'warning: %s\n' "$*" >&2 2>/dev/null || client_lost=yes
 }
 
+# Shows what an application says, marked as such. A line of more than 64 kB hangs pulumi-command: long ones are cut.
+show_lines() {
+  cut -c 1-2000 | sed 's/^/  | /' 2>/dev/null
+}
+
 # Ends the run with the cause as its last words.
 fail() {
   printf 'error: %s\n' "$*" >&2 2>/dev/null || client_lost=yes

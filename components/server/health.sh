@@ -1,13 +1,17 @@
 # Esteira on a server: the health gate. First probe at once, then one an interval; never a busy wait.
 
-# What runs inside the probe's container: one line "kind seconds target" in, one line of answer out. Stock busybox or
-# Debian; the first status line counts, so that a redirect is judged as a redirect. The bound is timeout's, not wget's:
-# Debian's busybox crashes on wget -T.
+# What runs inside the probe's container or the edge: one line "kind seconds target" in, one line of answer out. Stock
+# busybox or Debian; the first status line counts, so that a redirect is judged as a redirect. The bound is timeout's, not
+# wget's: Debian's busybox crashes on wget -T.
 # shellcheck disable=SC2016 # expanded in that container
 probe_program='
 while read -r kind seconds target; do
   case $kind in
     http) said=$(timeout "$seconds" wget -S -O /dev/null --no-check-certificate "$target" 2>&1 </dev/null) ;;
+    slot) said=blue && [ ! -e "$target" ] || said=green ;;
+    point-green) : >"$target" && said=green ;;
+    point-blue) rm -f "$target" && said=blue ;;
+    upstreams) said=$(timeout "$seconds" wget -q -O - http://localhost:2019/reverse_proxy/upstreams 2>&1 </dev/null) ;;
     tcp) said=$(timeout "$seconds" nc -z -w "$seconds" ${target%:*} ${target##*:} 2>&1 </dev/null) && said=connected ;;
   esac
   answer=$(printf "%s\n" "$said" | grep -m 1 "HTTP/") || answer=$(printf "%s\n" "$said" | grep -v "^ *$" | tail -n 1)
@@ -21,10 +25,24 @@ probe_open() {
     fail "No passing files can be made on server $server. Check free space there: df $passing_base"
   # Not by the function docker: as a subshell that would hold the lock for as long as the probe lives.
   command docker run --rm --interactive --name "$name-probe-$$" --network "$1" --label "esteira.owner=$owner" \
-    --label esteira.role=probe --log-driver none --entrypoint sh "$probe_image" -c "$probe_program" \
+    --label esteira.role=probe --log-driver none --entrypoint sh "$edge_image" -c "$probe_program" \
     <"$passing/ask" >"$passing/answer" 2>"$passing/probe-error" 9<&- &
+  probe_attach
+}
+
+# The same in the running edge: what is probed there is what the edge will reach.
+probe_open_in_edge() {
+  mkfifo "$passing/ask" "$passing/answer" || return 1
+  command docker exec --interactive "$edge_id" sh -c "$probe_program" \
+    <"$passing/ask" >"$passing/answer" 2>"$passing/probe-error" 9<&- &
+  probe_attach
+}
+
+probe_attach() {
   probe_process=$!
   exec 7>"$passing/ask" 8<"$passing/answer"
+  # Open at both ends now: the names are not needed, and free for the next probe.
+  rm -f "$passing/ask" "$passing/answer"
   probe_is_open=yes
 }
 
@@ -60,8 +78,9 @@ prepare_gate() {
     http | tcp) ;;
     *) return 0 ;;
   esac
-  docker image inspect "$probe_image" >/dev/null 2>&1 || pull "$probe_image"
-  probe_open "$probe_network"
+  [ -z "$probe_is_open" ] || return 0
+  docker image inspect "$edge_image" >/dev/null 2>&1 || pull "$edge_image"
+  probe_open "$1"
   probe_ask "tcp 1 127.0.0.1:9" || {
     refuse "The probe of the health gate does not start on server $server" "$(cat "$passing/probe-error")"
   }
@@ -101,7 +120,7 @@ probe_once() {
   fi
   case $gate in
     http)
-      probe_ask "http $health_timeout $health_scheme://$7:$health_port$health_path" || { probe_lost && return 1; }
+      probe_ask "http $health_timeout $health_scheme://${probe_address:-$7}:$health_port$health_path" || { probe_lost && return 1; }
       last_answer=$answer
       case $answer in
         *HTTP/*) status=${answer#*HTTP/} && status=${status#* } && status=${status%%[!0-9]*} && last_answer="HTTP $status from $health_path" ;;
@@ -109,7 +128,7 @@ probe_once() {
       esac
       [ "$status" = "$health_status" ] ;;
     tcp)
-      probe_ask "tcp $health_timeout $7:$health_port" || { probe_lost && return 1; }
+      probe_ask "tcp $health_timeout ${probe_address:-$7}:$health_port" || { probe_lost && return 1; }
       last_answer=$answer
       [ "$answer" = connected ] ;;
     image)
@@ -131,5 +150,5 @@ probe_lost() {
 show_failure() {
   warn "$2 failed: $verdict; last answer: $last_answer"
   warn "its last log lines:"
-  docker logs --tail 20 "$1" 2>&1 | sed 's/^/  | /' >&2 2>/dev/null
+  docker logs --tail 20 "$1" 2>&1 | show_lines >&2
 }

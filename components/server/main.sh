@@ -7,10 +7,17 @@ hundredths() {
   hundredths=$((${1%%.*} * 100 + 1$fraction - 100))
 }
 
+# Takes one port of strategy blueGreen, such as 127.0.0.1:8888:8000/http, apart.
+add_port() {
+  protocol=${1##*/} target=${1%/*}
+  published_ports="$published_ports ${target%:*}"
+  edge_ports="$edge_ports $protocol/${target##*:}"
+}
+
 main() {
   phase=$1
   shift
-  more_networks='' client=${SSH_CONNECTION%% *}
+  more_networks='' published_ports='' edge_ports='' client=${SSH_CONNECTION%% *}
   while [ $# -gt 0 ]; do
     case $1 in
       server=*) server=${1#*=} ;;
@@ -25,7 +32,7 @@ main() {
       preDeploy=*) pre_deploy=${1#*=} ;;
       keepReleases=*) keep_releases=${1#*=} ;;
       lockTimeout=*) lock_timeout=${1#*=} ;;
-      probeImage=*) probe_image=${1#*=} ;;
+      edgeImage=* | probeImage=*) edge_image=${1#*=} ;;
       probeNetwork=*) probe_network=${1#*=} ;;
       health.test=*) health_test=${1#*=} ;;
       health.scheme=*) health_scheme=${1#*=} ;;
@@ -36,6 +43,11 @@ main() {
       health.timeout=*) health_timeout=${1#*=} ;;
       health.retries=*) health_retries=${1#*=} ;;
       health.startPeriod=*) hundredths "${1#*=}" && health_start_period=$hundredths ;;
+      port=*) add_port "${1#*=}" ;;
+      trustedProxies=*) trusted_proxies=${1#*=} ;;
+      watch=*) hundredths "${1#*=}" && watch=$hundredths ;;
+      drainTime=*) hundredths "${1#*=}" && drain_time=$hundredths ;;
+      candidateLifetime=*) candidate_lifetime=${1#*=} ;;
       request=*) request=${1#*=} ;;
       client=*) client=${1#*=} ;;
       --) shift && break ;;
@@ -49,16 +61,22 @@ main() {
   operator="$owner by ${SUDO_USER:-$(id -un)}${client:+ from $client} ($request)"
   short_commit=$(printf %.7s "$commit")
   require_docker
+  network=esteira-$name edge=$name-edge edge_owner=$owner
+  edge_fingerprint=$(printf '%s' "$edge_image$published_ports" | tr ' ' ,)
   case $phase in
     read) read_server ;;
-    deploy)
+    deploy | candidate | switch)
       short_digest=${image##*@}
       short_digest=$(printf %.19s "$short_digest")
       release=$name-$(printf %.12s "$commit")-$(printf %.6s "${image##*sha256:}")$(printf %.6s "$fingerprint")
       take_lock
       make_passing_files
       remove_leftovers
-      recreate "$@"
+      case $phase in
+        deploy) recreate "$@" ;;
+        candidate) candidate "$@" ;;
+        switch) switch "$@" ;;
+      esac
       ;;
     remove)
       take_lock

@@ -2,7 +2,8 @@
 
 recreate() {
   look_around
-  if [ -n "$declared_id" ] && [ "$declared_id" = "$serving_id" ] && [ "$declared_state" = running ]; then
+  look_at_edge
+  if [ -n "$declared_id" ] && [ "$declared_id" = "$serving_id" ] && [ "$declared_state" = running ] && [ -z "$edge_id" ]; then
     settle_policy
     stop_others
     say "unchanged: $name runs commit $short_commit"
@@ -21,7 +22,7 @@ recreate() {
     candidate_id=$created_id
     made_now=yes
   fi
-  prepare_gate
+  prepare_gate "$probe_network"
   still_wanted
   replace
 }
@@ -34,6 +35,11 @@ replace() {
     stop_container "$serving_id"
     measure "$gap_start"
     say "stopped commit $(printf %.7s "$serving_commit"), $took"
+  fi
+  if [ -n "$edge_id" ]; then
+    # The strategy was blueGreen before: the edge holds the port.
+    docker update --restart no "$edge_id" >/dev/null
+    docker stop --time 2 "$edge_id" >/dev/null
   fi
   if ! docker start "$candidate_id" >/dev/null 2>"$passing/error"; then
     advise "$(tail -n 1 "$passing/error")"
@@ -63,9 +69,11 @@ give_names() {
     docker rename "$candidate_id" "$name"
   fi
   docker update --restart "$restart" "$candidate_id" >/dev/null
-  case $serving_release in
-    "$name-before-"*) say "the container that ran before is kept, stopped, as $serving_release; to remove it: docker rm $serving_release" ;;
-  esac
+  if [ -n "$edge_id" ]; then
+    docker rm --force "$edge_id" >/dev/null
+    docker volume rm "$edge" "$edge-data" >/dev/null 2>&1
+  fi
+  tell_adopted
 }
 
 # Stops every other running release of this declaration: an unproven one that a cut-off run left behind holds the port.
@@ -100,6 +108,13 @@ take_back() {
     taken_back="No release served before, and none serves now."
     return 0
   fi
+  if [ -n "$edge_id" ]; then
+    docker update --restart always "$edge_id" >/dev/null
+    docker start "$edge_id" >/dev/null
+    probe_close
+    edge_state=running
+    enter_edge && probe_address=$name-$active
+  fi
   serving_policy=$serving_restart
   [ "$serving_policy" = no ] && serving_policy=$restart
   docker update --restart "$serving_policy" "$serving_id" >/dev/null
@@ -113,11 +128,4 @@ take_back() {
   else
     taken_back="The release before ($(printf %.7s "$serving_commit")) runs again but is not healthy either: $verdict."
   fi
-}
-
-# Before anything stopped: takes away what this run made.
-abandon() {
-  [ -n "$made_now" ] && docker rm --force --volumes "$candidate_id" >/dev/null 2>&1
-  [ -n "$pulled_now" ] && remove_image "$image"
-  remove_leftovers
 }

@@ -66,8 +66,8 @@ create_container() {
   done
   # The secret values go from this shell's environment: as an argument everybody on the server could read them, and an
   # env file would lose line breaks.
-  # shellcheck disable=SC2086 # secret_names is words of the form --env=NAME
-  created_id=$(export_secrets && docker create --name "$container_name" --restart no $secret_names \
+  # shellcheck disable=SC2086 # secret_names and slot_options are words
+  created_id=$(export_secrets && docker create --name "$container_name" --restart no $secret_names $slot_options \
     --label "esteira.owner=$owner" --label "esteira.role=$role" --label "esteira.release=$release" \
     --label "esteira.image=$image" --label "esteira.fingerprint=$fingerprint" --label "esteira.commit=$commit" \
     --label "esteira.tag=$tag" "$@" 2>"$passing/error") || return 1
@@ -90,7 +90,7 @@ run_pre_deploy() {
   options_without_command "$@"
   eval "set -- $kept_options -- $pre_deploy"
   create_container "$release-preDeploy" preDeploy yes "$@" || refuse "preDeploy cannot be run" "$(tail -n 1 "$passing/error")"
-  docker start --attach "$created_id" 2>&1 | sed 's/^/  | /' 2>/dev/null
+  docker start --attach "$created_id" 2>&1 | show_lines
   exit_code=$(docker inspect --format '{{.State.ExitCode}}' "$created_id")
   docker rm --force --volumes "$created_id" >/dev/null
   measure "$step_start"
@@ -108,6 +108,15 @@ options_without_command() {
     kept_options="$kept_options '$(printf '%s' "$1" | sed "s/'/'\\\\''/g")'"
     shift
   done
+}
+
+# Starts container $1, whatever state it is in.
+start_container() {
+  if [ "$(docker inspect --format '{{.State.Paused}}' "$1" 2>/dev/null)" = true ]; then
+    docker unpause "$1" >/dev/null 2>"$passing/error"
+  else
+    docker start "$1" >/dev/null 2>"$passing/error"
+  fi
 }
 
 # Stops container $1 as docker stop does, without waiting in docker: a docker stop that outlives this shell would later
@@ -151,4 +160,25 @@ forget_container() {
   docker rm --force --volumes "$1" >/dev/null 2>&1 || return 1
   # shellcheck disable=SC2086 # two words: repo@digest and tag
   remove_image $its_image
+}
+
+# Before anything that serves is touched: takes away what this run made.
+abandon() {
+  if [ -n "$candidate_id" ] && [ "$candidate_id" != "$serving_id" ]; then
+    stop_container "$candidate_id"
+    case $candidate_name in
+      *-candidate) forget_container "$candidate_id" ;;
+    esac
+  fi
+  [ -z "$pulled_now" ] || remove_image "$image"
+  remove_leftovers
+  # A network without anything on it; docker keeps one that is used.
+  [ -n "$edge_id" ] || docker network rm "$network" >/dev/null 2>&1
+}
+
+# A container that Esteira did not make is nobody's to throw away.
+tell_adopted() {
+  case $serving_release in
+    "$name-before-"*) say "the container that ran before is kept, stopped, as $serving_release; to remove it: docker rm $serving_release" ;;
+  esac
 }

@@ -7,5 +7,9 @@ remove() {
     stop_container "$id"
     forget_container "$id" && removed=$((removed + 1))
   done
+  for made in $(docker network ls --quiet --filter "label=esteira.owner=$owner"); do
+    docker network rm "$made" >/dev/null 2>&1
+  done
+  docker volume rm "$name-edge" "$name-edge-data" >/dev/null 2>&1
   say "removed $removed containers of $name from server $server"
 }

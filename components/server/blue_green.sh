@@ -1,0 +1,342 @@
+# Esteira on a server: strategy blueGreen. The candidate starts beside the running release, in the slot that gets no
+# requests; when it is healthy the edge is pointed at that slot; when the old slot is drained its release is stopped.
+# What serves is what runs in the slot that the edge points at; names only follow.
+
+# Sets, beyond look_around, slots (lines "id state aliases" of the release containers) and serving_* by the edge's slot.
+look_around_slots() {
+  look_around
+  look_at_edge
+  slots=$(printf '%s\n' "$releases" | cut -d ' ' -f 1 | xargs -r docker inspect --format \
+    "{{.Id}} {{.State.Status}} {{with index .NetworkSettings.Networks \"$network\"}}{{range .Aliases}}{{.}} {{end}}{{end}}" 2>/dev/null)
+  enter_edge || return 0
+  slot_holder "$active"
+  if [ -n "$holder_id" ] && [ "$holder_id" != "$serving_id" ]; then
+    serving_id=$holder_id serving_state=running
+    # shellcheck disable=SC2046 # three words
+    set -- $(docker inspect --format '{{index .Config.Labels "esteira.release"}} {{index .Config.Labels "esteira.commit"}} {{.HostConfig.RestartPolicy.Name}}' "$serving_id")
+    serving_release=$1 serving_commit=$2 serving_restart=$3
+  fi
+}
+
+# Sets holder_id: the container that runs in slot $1.
+slot_holder() {
+  holder_id=
+  while read -r id state aliases; do
+    [ "$state" = running ] || [ "$state" = paused ] || [ "$state" = restarting ] || continue
+    case " $aliases " in *" $name-$1 "*) holder_id=$id ;; esac
+  done <<END
+$slots
+END
+}
+
+# Phase candidate: the release that is declared runs, healthy, in the free slot. Nothing that serves is touched.
+candidate() {
+  prepare_candidate "$@"
+  [ -n "$unchanged" ] || keep_for_a_while
+}
+
+# Sets unchanged where the declared release serves already, else candidate_id, candidate_name and free (its slot).
+prepare_candidate() {
+  unchanged=''
+  look_around_slots
+  if [ -n "$active" ] && [ -n "$declared_id" ] && [ "$declared_id" = "$serving_id" ]; then
+    unchanged=yes
+    [ "$declared_state" = running ] || restart_serving
+    say "unchanged: $name runs commit $short_commit"
+    return 0
+  fi
+  make_network
+  if [ -n "$active" ]; then free=$(other_slot "$active"); else free=blue; fi
+  clear_slot
+  slot_options="--network $network --network-alias $name-$free"
+  if [ -n "$declared_id" ]; then
+    candidate_id=$declared_id candidate_name=$declared_name
+    [ "$declared_state" = running ] || say "release $short_commit is still on the server: nothing to pull"
+  else
+    fetch_image
+    [ "$phase" = switch ] || run_pre_deploy "$@"
+    candidate_name=$release-candidate
+    create_container "$candidate_name" release yes "$@" ||
+      refuse "The container of the new release cannot be created" "$(tail -n 1 "$passing/error")"
+    candidate_id=$created_id made_now=yes
+  fi
+  still_wanted
+  prepare_gate "$network"
+  start_candidate
+}
+
+start_candidate() {
+  read_clock && candidate_start=$now
+  probe_address=$name-$free
+  slot_holder "$free"
+  if [ "$holder_id" != "$candidate_id" ]; then
+    [ -n "$made_now" ] || move_to_slot
+    start_container "$candidate_id" || refuse "Release $short_commit did not start on server $server" "$(tail -n 1 "$passing/error")"
+  fi
+  if pass_gate "$candidate_id"; then
+    still_wanted
+    say "healthy after $healthy_after: $last_answer"
+    return 0
+  fi
+  show_failure "$candidate_id" "the health gate of release $short_commit"
+  abandon
+  fail "Release $short_commit is not healthy on server $server: $verdict; last answer: $last_answer. $(still_serving)"
+}
+
+still_serving() {
+  if [ -n "$serving_id" ]; then
+    echo "Nothing was changed: commit $(printf %.7s "$serving_commit") serves on."
+  else
+    echo "No release served before, and none serves now."
+  fi
+}
+
+# A kept release gets the free slot's alias before it is started; it may have had the other one.
+move_to_slot() {
+  stop_container "$candidate_id"
+  docker network disconnect --force "$network" "$candidate_id" >/dev/null 2>&1
+  docker network connect --alias "$name-$free" "$network" "$candidate_id" 2>"$passing/error" ||
+    refuse "Release $short_commit cannot join network $network" "$(tail -n 1 "$passing/error")"
+}
+
+# Nothing but the declared release may run in the free slot: candidates of other runs go, a release whose drain was cut
+# off stops.
+clear_slot() {
+  while read -r id state container_name _; do
+    [ -n "$id" ] && [ "$id" != "$serving_id" ] && [ "$id" != "$declared_id" ] || continue
+    case $container_name in
+      *-candidate) forget_container "$id" && say "removed a candidate that an earlier run left" ;;
+      *) [ "$state" = exited ] || [ "$state" = created ] || stop_container "$id" ;;
+    esac
+  done <<END
+$releases
+END
+}
+
+# The declared release is the serving one, but somebody stopped it.
+restart_serving() {
+  say "the serving release was $declared_state: starting it"
+  candidate_id=$serving_id candidate_name=$name probe_address=$name-$active
+  prepare_gate "$network"
+  start_container "$serving_id" || fail "Release $short_commit does not start on server $server: $(tail -n 1 "$passing/error")"
+  pass_gate "$serving_id" && return 0
+  show_failure "$serving_id" "the health gate of release $short_commit"
+  fail "Release $short_commit is declared and started, but not healthy on server $server: $verdict; last answer: $last_answer."
+}
+
+# An abandoned candidate eats jobs, memory and connections: unless it is switched to, it goes after a while. The timer is
+# this very shell's child, without its lock, and ends as soon as the candidate is no longer one.
+keep_for_a_while() {
+  (
+    trap - INT TERM
+    exec 9<&-
+    probe_is_open='' passing=''
+    waited=0
+    while [ "$waited" -lt "$candidate_lifetime" ]; do
+      sleep 5
+      waited=$((waited + 5))
+      [ "$(docker inspect --format '{{.Name}}' "$candidate_id" 2>/dev/null)" = "/$candidate_name" ] || exit 0
+    done
+    take_lock
+    make_passing_files
+    look_around_slots
+    [ "$serving_id" = "$candidate_id" ] || abandon
+    leave 0
+  ) </dev/null >/dev/null 2>&1 7>&- 8<&- &
+}
+
+# Phase switch: the edge points at the candidate, and the release before it is drained and stopped.
+switch() {
+  prepare_candidate "$@"
+  if [ -n "$unchanged" ]; then
+    settle_slots
+    prune_releases
+    return 0
+  fi
+  old_id=$serving_id old_slot=$active took_over=''
+  docker update --restart "$restart" "$candidate_id" >/dev/null
+  if edge_is_declared; then
+    update_slot "$free"
+    point_edge "$free" || {
+      abandon
+      fail "The edge of $name on server $server does not answer; nothing was switched. Look at it there: docker logs $edge"
+    }
+  else
+    install_edge
+  fi
+  measure "$candidate_start"
+  say "switched to commit $short_commit, $took after its start"
+  watch_release
+  give_slot_names
+  drain
+  prune_releases
+}
+
+# The release has the requests now; if it fails within the time of watch, the edge points back.
+watch_release() {
+  read_clock && watch_start=$now
+  [ "$watch" -gt 0 ] || return 0
+  failures=0
+  while read_clock && [ $((now - watch_start)) -lt "$watch" ]; do
+    sleep "$health_interval"
+    if probe_once "$candidate_id"; then
+      failures=0
+    else
+      failures=$((failures + 1))
+      [ -z "$verdict" ] && [ "$failures" -lt "$health_retries" ] && continue
+      [ -n "$verdict" ] || verdict="$failures probes in a row failed after the switch"
+      show_failure "$candidate_id" "release $short_commit, watched after the switch,"
+      point_back
+      fail "Release $short_commit failed on server $server after the switch: $verdict; last answer: $failed_answer. $taken_back"
+    fi
+  done
+  measure "$watch_start"
+  say "watched for $took: $last_answer"
+}
+
+# Sets taken_back, the sentence about it.
+point_back() {
+  failed_answer=$last_answer
+  if [ -n "$took_over" ]; then
+    give_port_back
+  elif [ -n "$old_id" ]; then
+    point_edge "$old_slot"
+    taken_back="The edge points back to commit $(printf %.7s "$serving_commit")."
+  else
+    probe_close
+    docker rm --force "$edge_id" >/dev/null
+    edge_id='' taken_back="No release served before, and none serves now."
+  fi
+  abandon
+}
+
+give_slot_names() {
+  if [ -n "$old_id" ] && [ "$old_id" != "$candidate_id" ]; then
+    tell_adopted
+    docker rename "$old_id" "$serving_release" 2>/dev/null || docker rename "$old_id" "$serving_release-$(printf %.6s "$old_id")" 2>/dev/null
+  fi
+  [ "$(docker inspect --format '{{.Name}}' "$candidate_id")" = "/$name" ] || docker rename "$candidate_id" "$name"
+}
+
+# The declared release serves already: what a cut-off run left is put right.
+settle_slots() {
+  candidate_id=$serving_id
+  docker update --restart "$restart" "$serving_id" >/dev/null
+  current=$(docker inspect --format '{{.Id}}' "$name" 2>/dev/null)
+  if [ "$current" != "$serving_id" ]; then
+    if [ -n "$current" ]; then
+      old_release=$(docker inspect --format '{{index .Config.Labels "esteira.release"}}' "$current")
+      docker rename "$current" "${old_release:-$name-before-$(printf %.12s "$current")}"
+    fi
+    docker rename "$serving_id" "$name"
+  fi
+  if edge_is_declared; then
+    update_slot "$active"
+  else
+    free=$active
+    install_edge
+  fi
+  while read -r id state _; do
+    [ -n "$id" ] && [ "$id" != "$serving_id" ] || continue
+    [ "$state" = exited ] || [ "$state" = created ] || { old_id=$id old_slot=$(other_slot "$active") && drain; }
+  done <<END
+$slots
+END
+  clear_slot
+}
+
+# Requests in flight are let finish before the old release is stopped; what is cut at the end of the drain time is said.
+drain() {
+  [ -n "$old_id" ] && [ -z "$took_over" ] || return 0
+  read_clock && drain_start=$now
+  sleep 0.1
+  while count_in_flight "$old_slot" && [ "$in_flight" -gt 0 ]; do
+    read_clock
+    [ $((now - drain_start)) -lt "$drain_time" ] || break
+    sleep 0.2
+  done
+  measure "$drain_start"
+  if [ "$in_flight" -gt 0 ]; then
+    warn "$in_flight requests or streams were still open after $took (drainTime) and are cut"
+  else
+    say "drained, $took"
+  fi
+  stop_container "$old_id"
+}
+
+# Whether the edge runs with the declared image and published ports.
+edge_is_declared() {
+  [ -n "$active" ] && [ "$edge_mark" = "$edge_fingerprint" ]
+}
+
+# The slot's port in the container may have changed: its file is written anew, and only then is the edge reloaded.
+update_slot() {
+  rm -rf "$passing/edge"
+  write_configuration "$passing/edge" "$1"
+  changed=
+  for file in "$passing/edge/Caddyfile" "$passing/edge/$name"/*; do
+    path=${file#"$passing"}
+    [ "$(docker exec "$edge_id" cat "$path" 2>/dev/null)" = "$(cat "$file")" ] || changed=yes
+  done
+  [ -n "$changed" ] || return 0
+  say "the edge's configuration changes: reloading it (long-lived connections are cut)"
+  docker cp "$passing/edge/." "$edge_id:/edge" && docker exec "$edge_id" caddy reload --config /edge/Caddyfile --adapter caddyfile >/dev/null 2>"$passing/error" ||
+    refuse "The edge cannot be reloaded" "$(tail -n 1 "$passing/error")"
+}
+
+# Puts an edge in front of the candidate: the first one, one with other ports or image, or one that takes the port over
+# from a container that publishes it itself (adoption). Everything is made ready first; the gap is stop and start.
+install_edge() {
+  set --
+  port_number=0
+  for published in $published_ports; do
+    set -- "$@" "--publish=$published:$((10000 + port_number))"
+    port_number=$((port_number + 1))
+  done
+  docker rm --force "$edge-next" >/dev/null 2>&1
+  create_edge "$edge-next" "$@"
+  configure_stopped_edge "$free"
+  still_wanted
+  read_clock && gap_start=$now
+  probe_close
+  if [ -n "$edge_id" ]; then
+    docker stop --time 2 "$edge_id" >/dev/null
+  elif [ -n "$serving_id" ]; then
+    took_over=yes
+    stop_container "$serving_id"
+  fi
+  if ! docker start "$created_edge" >/dev/null 2>"$passing/error"; then
+    message=$(tail -n 1 "$passing/error")
+    advise "$message"
+    docker rm --force "$created_edge" >/dev/null
+    give_port_back
+    abandon
+    fail "The edge does not start on server $server: $message. $advice $taken_back"
+  fi
+  [ -z "$edge_id" ] || docker rm --force "$edge_id" >/dev/null
+  docker rename "$created_edge" "$edge"
+  edge_id=$created_edge edge_state=running edge_mark=$edge_fingerprint
+  enter_edge
+  until probe_ask "http 2 http://localhost:10000/" && [ "$answer" != "${answer#*HTTP/}" ]; do sleep 0.05; done
+  measure "$gap_start"
+  if [ -n "$took_over" ]; then
+    say "the edge took the port over from commit $(printf %.7s "$serving_commit"); not served for $took"
+  else
+    say "the edge runs, $took"
+  fi
+}
+
+# What had the port before has it again.
+give_port_back() {
+  taken_back="No release served before, and none serves now."
+  if [ -n "$took_over" ]; then
+    probe_close
+    docker rm --force "$created_edge" >/dev/null 2>&1
+    [ "$serving_restart" = no ] || docker update --restart "$serving_restart" "$serving_id" >/dev/null
+    start_container "$serving_id"
+    taken_back="What served before ($(printf %.7s "$serving_commit")) has its port back."
+  elif [ -n "$edge_id" ]; then
+    docker start "$edge_id" >/dev/null
+    taken_back="The edge before serves again."
+  fi
+}

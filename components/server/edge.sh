@@ -1,0 +1,150 @@
+# Esteira on a server: the edge. A stock Caddy that owns the published ports and knows two slots, blue and green.
+#
+# A request goes to the green slot while the file /edge/NAME/green exists, else to the blue one. Switching is making or
+# removing that one file: no configuration changes during a release, because a reload cuts WebSockets and drops requests.
+# It dials the network aliases NAME-blue and NAME-green, which survive renames, never container names.
+
+# Sets edge_id, edge_state, edge_mark and active (the slot that gets the requests), empty where there is no edge.
+look_at_edge() {
+  edge_id='' active=''
+  # shellcheck disable=SC2046 # a fixed number of words
+  set -- $(docker container inspect --format \
+    '{{.Id}} {{.State.Status}} {{with index .Config.Labels "esteira.edge"}}{{.}}{{else}}-{{end}}' "$edge" 2>/dev/null)
+  [ $# -gt 0 ] || return 0
+  edge_id=$1 edge_state=$2 edge_mark=$3
+}
+
+# Opens the co-process in the edge; sets active. Fails where the edge does not run.
+enter_edge() {
+  [ -n "$edge_id" ] || return 1
+  if [ "$edge_state" != running ]; then
+    docker start "$edge_id" >/dev/null 2>"$passing/error" || return 1
+    say "started the edge, which was $edge_state"
+  fi
+  [ -n "$probe_is_open" ] || probe_open_in_edge || return 1
+  probe_ask "slot 5 /edge/$name/green" || return 1
+  active=$answer
+}
+
+other_slot() {
+  case $1 in blue) echo green ;; *) echo blue ;; esac
+}
+
+# The one step that moves traffic: requests that begin after it go to slot $1.
+point_edge() {
+  probe_ask "point-$1 5 /edge/$name/green" && [ "$answer" = "$1" ] || return 1
+  active=$1
+}
+
+# Sets in_flight: the requests, WebSockets and event streams that slot $1 still answers, as the edge itself counts them.
+count_in_flight() {
+  in_flight=0
+  probe_ask "upstreams 5 -" || return 1
+  for counted in $(printf '%s' "$answer" | tr '{' '\n' | sed -n "s/.*\"address\":\"$name-$1:[^\"]*\".*\"num_requests\":\([0-9]*\).*/\1/p"); do
+    in_flight=$((in_flight + counted))
+  done
+}
+
+# Prints the configuration of slot $1 for the port in $2, such as "http 8000".
+slot_configuration() {
+  case $2 in
+    h2c) scheme=h2c:// ;;
+    *) scheme= ;;
+  esac
+  echo "reverse_proxy $scheme$name-$1:$3 {"
+  [ -z "$trusted_proxies" ] || echo "	trusted_proxies $trusted_proxies"
+  # Idle connections to a slot end soon, so that a drained release has none; without a floor of idle connections a busy
+  # edge runs out of local ports.
+  echo "	transport http {"
+  [ "$2" != h2c ] || echo "		versions h2c 2"
+  echo "		keepalive 2s"
+  echo "		keepalive_idle_conns 512"
+  echo "		keepalive_idle_conns_per_host 128"
+  echo "		dial_timeout 5s"
+  echo "	}"
+  echo "}"
+}
+
+# Prints one site: its address in $1, the number of its port in $2, and whether it has a domain.
+site_configuration() {
+  echo "$1 {"
+  echo "	@green file {"
+  echo "		root /edge/$name"
+  echo "		try_files /green"
+  echo "	}"
+  echo "	handle @green {"
+  echo "		import /edge/$name/green.$2"
+  echo "	}"
+  echo "	handle {"
+  echo "		import /edge/$name/blue.$2"
+  echo "	}"
+  echo "	handle_errors {"
+  echo "		@unreachable expression {http.error.status_code} == 502"
+  echo "		respond @unreachable \"No release of $name is serving.\" 503"
+  echo "	}"
+  echo "}"
+}
+
+main_configuration() {
+  echo "{"
+  # Its own loopback: nobody outside the container reaches it.
+  echo "	admin localhost:2019"
+  if [ -z "$domain" ]; then
+    echo "	auto_https off"
+    echo "	servers {"
+    echo "		protocols h1 h2 h2c"
+    echo "	}"
+  else
+    [ -z "$acme_email" ] || echo "	email $acme_email"
+    [ -z "$acme_ca" ] || echo "	acme_ca $acme_ca"
+    [ -z "$acme_ca_root" ] || echo "	acme_ca_root $acme_ca_root"
+  fi
+  echo "}"
+  echo "import /edge/*/site"
+}
+
+# Writes all configuration files of this application below $1, slot files for slot $2 only (blue, green or both).
+write_configuration() {
+  mkdir -p "$1/$name"
+  main_configuration >"$1/Caddyfile"
+  port_number=0
+  : >"$1/$name/site"
+  for port in $edge_ports; do
+    protocol=${port%%/*} target=${port##*/}
+    address=http://:$((10000 + port_number))
+    [ -z "$domain" ] || address=$domain
+    site_configuration "$address" "$port_number" >>"$1/$name/site"
+    for slot in $2; do
+      slot_configuration "$slot" "$protocol" "$target" >"$1/$name/$slot.$port_number"
+    done
+    port_number=$((port_number + 1))
+  done
+}
+
+# Makes the network that edge and releases of this application share.
+make_network() {
+  docker network inspect "$network" >/dev/null 2>&1 ||
+    docker network create --label "esteira.owner=$owner" --label esteira.role=network "$network" >/dev/null 2>"$passing/error" ||
+    refuse "The network $network cannot be made" "$(tail -n 1 "$passing/error")"
+}
+
+# Creates an edge that does not run yet, called $1; its published ports are the arguments after it. Sets created_edge.
+create_edge() {
+  edge_name=$1
+  shift
+  docker image inspect "$edge_image" >/dev/null 2>&1 || pull "$edge_image"
+  created_edge=$(docker create --name "$edge_name" --restart always --network "$network" --log-opt max-size=10m --log-opt max-file=3 \
+    --label "esteira.owner=$edge_owner" --label esteira.role=edge --label "esteira.edge=$edge_fingerprint" \
+    --volume "$edge:/edge" --volume "$edge-data:/data" "$@" "$edge_image" \
+    caddy run --config /edge/Caddyfile --adapter caddyfile 2>"$passing/error") ||
+    refuse "The edge cannot be created" "$(tail -n 1 "$passing/error")"
+}
+
+# Puts the configuration into the edge's volume: all of it for an edge that does not run yet.
+configure_stopped_edge() {
+  rm -rf "$passing/edge"
+  write_configuration "$passing/edge" "blue green"
+  [ "$1" != green ] || : >"$passing/edge/$name/green"
+  docker cp "$passing/edge/." "$created_edge:/edge" 2>"$passing/error" ||
+    refuse "The edge cannot be configured" "$(tail -n 1 "$passing/error")"
+}
