@@ -6,24 +6,23 @@ is looked up in the registry, never built.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
 
 from components.errors import EsteiraError
-
-if TYPE_CHECKING:
-    from components.settings import Settings
+from components.settings import Mistake, Settings
 
 FULL_SHA = re.compile(r"[0-9a-f]{40}")
 GIT_SECONDS = 60.0
 SHOWN_FILES = 10
 DIRTY_DIGITS = 12
+PRIVATE_FOLDER = ".esteira"
 
 
 class SourceError(EsteiraError):
@@ -107,7 +106,7 @@ def _file(settings: Settings) -> str:
 
 
 def _mistake(settings: Settings, key: str, what: str, lines: str) -> SourceError:
-    return SourceError(f"{_file(settings)}, key {key}: {what} Write:\n{lines}")
+    return SourceError(str(Mistake(key, _file(settings), what, tuple(lines.split("\n")))))
 
 
 # The commit
@@ -117,7 +116,7 @@ def _complete(
     settings: Settings, declared: str | None, checkout: _Checkout | None, problem: str | None
 ) -> str:
     """Return all 40 digits of the commit to deploy."""
-    wanted = "  esteira:commit: SHA   (all 40 digits of the commit to deploy)"
+    wanted = "esteira:commit: SHA   (all 40 digits of the commit to deploy)"
     if declared is None:
         if checkout is None:
             raise _mistake(
@@ -137,7 +136,7 @@ def _complete(
     if len(found) == 1:
         return found[0]
     if found:
-        candidates = "\n".join(f"  esteira:commit: {sha}" for sha in found[:SHOWN_FILES])
+        candidates = "\n".join(f"esteira:commit: {sha}" for sha in found[:SHOWN_FILES])
         what = f"{declared} is the beginning of {len(found)} commits. Name one of them with all its digits."
         raise _mistake(settings, "commit", what, candidates)
     hint = (
@@ -234,8 +233,7 @@ def _check_context(settings: Settings, context: Path) -> Path:
             settings,
             "image.context",
             f"the folder {image.context} does not exist (looked for {context}).",
-            "  esteira:image:\n    context: FOLDER   (as seen from the project's folder; . is the folder "
-            "itself)",
+            "esteira:image:\n  context: FOLDER   (as seen from the project's folder; . is the folder itself)",
         )
     if not context.is_dir():
         raise _mistake(
@@ -243,7 +241,7 @@ def _check_context(settings: Settings, context: Path) -> Path:
             "image.context",
             f"{image.context} is a file; the build context is the folder that holds what the image is made "
             "of.",
-            f"  esteira:image:\n    context: {os.path.dirname(image.context) or '.'}",  # noqa: PTH120
+            f"esteira:image:\n  context: {os.path.dirname(image.context) or '.'}",  # noqa: PTH120
         )
     dockerfile: Path = context / image.dockerfile
     if dockerfile.is_dir():
@@ -252,7 +250,7 @@ def _check_context(settings: Settings, context: Path) -> Path:
             settings,
             "image.dockerfile",
             what,
-            f"  esteira:image:\n    dockerfile: {Path(image.dockerfile, 'Dockerfile')}",
+            f"esteira:image:\n  dockerfile: {Path(image.dockerfile, 'Dockerfile')}",
         )
     if not dockerfile.is_file():
         raise _mistake(
@@ -260,14 +258,40 @@ def _check_context(settings: Settings, context: Path) -> Path:
             "image.dockerfile",
             f"there is no file {image.dockerfile} in the build context {image.context} (looked for "
             f"{dockerfile}).",
-            f"  esteira:image:\n    context: {image.context}\n    dockerfile: "
+            f"esteira:image:\n  context: {image.context}\n  dockerfile: "
             f"{_likely_dockerfile(settings, context)}",
         )
     if not os.access(dockerfile, os.R_OK):
         raise SourceError(
             f"The Dockerfile {dockerfile} may not be read by you. Type `chmod u+r {dockerfile}`."
         )
+    _check_private_folder(settings, context, dockerfile)
     return dockerfile
+
+
+def _check_private_folder(settings: Settings, context: Path, dockerfile: Path) -> None:
+    """Refuse to put the project's own state and passwords into an image, where every puller could read them."""
+    private = settings.root / PRIVATE_FOLDER
+    if not private.is_dir() or not private.resolve().is_relative_to(context.resolve()):
+        return
+    name = private.resolve().relative_to(context.resolve()).as_posix()
+    own = dockerfile.with_name(f"{dockerfile.name}.dockerignore")  # BuildKit's rule: it goes before the other
+    ignore = own if own.is_file() else context / ".dockerignore"
+    patterns = ignore.read_text(encoding="utf-8", errors="replace").splitlines() if ignore.is_file() else []
+    if any(_ignores(pattern.strip(), name) for pattern in patterns):
+        return
+    raise SourceError(
+        f"The build context {settings.image.context} holds the folder {name}, with this project's state "
+        f"and passwords, and they would go into the image. Write in {ignore}:\n  {name}\n  **/.git\n  "
+        "**/.venv"
+    )
+
+
+def _ignores(pattern: str, name: str) -> bool:
+    """Whether a line of .dockerignore leaves out a path; lines that take paths back in (`!`) are left aside."""
+    bare = pattern.removeprefix("/").removeprefix("./").removeprefix("**/").rstrip("/").removesuffix("/**")
+    above = [str(folder) for folder in PurePosixPath(name).parents if folder.name]
+    return any(fnmatch.fnmatchcase(part, bare) for part in (name, PRIVATE_FOLDER, *above))
 
 
 def _likely_dockerfile(settings: Settings, context: Path) -> str:
@@ -291,7 +315,7 @@ def _changed(settings: Settings, checkout: _Checkout, context: Path, dockerfile:
             settings,
             "image.context",
             f"git ignores the folder {settings.image.context}, so no commit says what is in it.",
-            "  esteira:image:\n    context: FOLDER   (one that is committed)",
+            "esteira:image:\n  context: FOLDER   (one that is committed)",
         )
     status = _git(
         checkout.top,

@@ -101,7 +101,7 @@ class TestCommit:
 
     def test_a_short_sha_that_is_unknown(self, root: Path) -> None:
         message = wrong(root, commit="0123456")
-        assert "key commit" in message
+        assert "esteira:commit (Pulumi.staging.yaml)" in message
         assert "git fetch --all" in message
         assert "esteira:commit:" in message
 
@@ -284,19 +284,19 @@ class TestContext:
 
     def test_no_folder(self, root: Path) -> None:
         message = wrong(root, context="nowhere")
-        assert "key image.context" in message
+        assert "esteira:image.context (Pulumi.staging.yaml)" in message
         assert "does not exist" in message
 
     def test_a_file(self, root: Path) -> None:
         message = wrong(root, context="app/main.py")
         assert "is a file" in message
-        assert "    context: app" in message
+        assert "esteira:image:\n          context: app" in message
 
     def test_no_dockerfile(self, root: Path) -> None:
         (root / "app/Dockerfile").rename(root / "app/prod.Dockerfile")
         commit(root)
         message = wrong(root)
-        assert "key image.dockerfile" in message
+        assert "esteira:image.dockerfile (Pulumi.staging.yaml)" in message
         assert "dockerfile: prod.Dockerfile" in message
 
     def test_a_dockerfile_named_from_the_project(self, root: Path) -> None:
@@ -322,3 +322,29 @@ class TestContext:
     def test_nothing_of_it_matters_when_nothing_is_built(self, root: Path) -> None:
         assert not inspect(make_settings(root, context="nowhere", promote=True)).build
         assert not inspect(make_settings(root, context="nowhere", commit=UNKNOWN)).build
+
+    @pytest.mark.parametrize("line", [".esteira", "/.esteira/", "**/.esteira", ".*", "*", ".est*/**"])
+    def test_the_project_s_own_passwords_are_left_out(self, root: Path, line: str) -> None:
+        (root / ".esteira/local").mkdir(parents=True)
+        (root / ".gitignore").write_text(".esteira/\n")
+        (root / "Dockerfile").write_text("FROM scratch\n")
+        commit(root)
+        message = wrong(root, context=".")
+        assert "state and passwords" in message
+        assert str(root / ".dockerignore") in message
+        (root / ".dockerignore").write_text(f"# what stays here\n{line}\n")
+        commit(root)
+        assert inspect(make_settings(root, context=".")).build
+
+    def test_a_dockerfile_s_own_dockerignore_goes_first(self, root: Path) -> None:
+        (root / ".esteira").mkdir()
+        (root / ".gitignore").write_text(".esteira/\n")
+        (root / "Dockerfile").write_text("FROM scratch\n")
+        (root / ".dockerignore").write_text(".esteira\n")
+        (root / "Dockerfile.dockerignore").write_text("*.md\n")
+        commit(root)
+        assert "Dockerfile.dockerignore" in wrong(root, context=".")
+
+    def test_a_context_beside_them_is_fine(self, root: Path) -> None:
+        (root / ".esteira").mkdir()
+        assert inspect(make_settings(root)).build

@@ -1,0 +1,187 @@
+r"""The release: tags that point to a digest, moved in the registry by copying a manifest.
+
+No layer travels and no Docker is needed, so it works on a machine that never had the image. The moving tag (`latest`)
+is written last, when every server runs the digest healthily: it is the last release that proved itself, and the next
+build's cache. Somebody else who moves it is not noticed before the next release; nothing that runs depends on it.
+
+The work is done by a command line of Esteira's own, so that a preview shows in words what will happen:
+
+    ./esteira point-tag registry.example/group/parasite \
+      tag=latest \
+      commit=8e13f56…
+
+The digest, unknown at preview, and the credential go in by stdin. In a GitLab job the credential is left out, and the
+command takes it from the job's own environment: a job token is another one in every job, and would be a change in every
+job. The command has no folder of its own: pulumi-command then runs it in the project's folder, and no path of this
+machine is kept in the state.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import pulumi
+import pulumi_command
+
+from components.errors import EsteiraError
+from components.registry import Copied, Registry, is_loopback
+from components.settings import Settings, image_name
+
+
+class TagArgs(TypedDict):
+    """Which tag is written, and with which credential."""
+
+    repository: str
+    """The image's name without a tag: ``registry.example/group/parasite``."""
+    tag: str
+    """The tag, for example ``latest``."""
+    commit: str
+    """All 40 digits of the commit that it will stand for; a reader of the preview sees it."""
+    username: pulumi.Input[str] | None
+    """The registry's user."""
+    password: pulumi.Input[str] | None
+    """The registry's password; None where the command finds it in its own environment."""
+    insecure: bool
+    """Whether the registry speaks plain HTTP though it is not on loopback."""
+
+
+class ReleaseArgs(TagArgs):
+    """What a `Release` declares."""
+
+    digest: pulumi.Input[str]
+    """What the moving tag will point to: ``sha256:…``."""
+
+
+class Release(pulumi.ComponentResource):
+    """Points the moving tag to the digest of the release.
+
+    Give it `depends_on` the deployments: then it is written only after every one of them succeeded.
+    """
+
+    digest: pulumi.Output[str]
+    """The digest that the moving tag points to."""
+
+    def __init__(self, name: str, args: ReleaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("esteira:index:Release", name, {}, opts)
+        command = tag_command(f"{name}-moving-tag", args, args["digest"], overwrite=True, parent=self)
+        self.digest = command.stdout.apply(digest_in)
+        self.register_outputs({"digest": self.digest})
+
+
+def release_args(settings: Settings, commit: str, digest: pulumi.Input[str]) -> ReleaseArgs:
+    """Return what a `Release` of `digest` needs from the settings."""
+    return {**tag_args(settings, settings.moving_tag, commit), "digest": digest}
+
+
+def tag_args(settings: Settings, tag: str, commit: str) -> TagArgs:
+    """Return what writes `tag` with the settings' registry and credential."""
+    password = settings.registry_password
+    if settings.registry_credential_from_environment:
+        password = None
+    return {
+        "repository": image_name(settings),
+        "tag": tag,
+        "commit": commit,
+        "username": settings.registry_user,
+        "password": pulumi.Output.secret(password.get_secret_value()) if password is not None else None,
+        "insecure": settings.registry_insecure,
+    }
+
+
+def tag_command(
+    name: str, args: TagArgs, digest: pulumi.Input[str], *, overwrite: bool, parent: pulumi.Resource
+) -> pulumi_command.local.Command:
+    """Declare the command that points a tag to a digest; its stdout is the digest that the tag has then.
+
+    With `overwrite` false a tag that exists stays as it is.
+    """
+    lines = [f"tag={args['tag']}", f"commit={args['commit']}"]
+    if not overwrite:
+        lines.append("overwrite=no")
+    if args["insecure"]:
+        lines.append("insecure=yes")
+    stdin: pulumi.Output[str] = pulumi.Output.json_dumps(
+        {"digest": digest, "username": args["username"], "password": args["password"]}
+    )
+    secret: pulumi.Output[str] = pulumi.Output.secret(stdin)
+    return pulumi_command.local.Command(
+        name,
+        create=" \\\n  ".join(
+            ["./esteira point-tag " + shlex.quote(args["repository"]), *(shlex.quote(line) for line in lines)]
+        ),
+        stdin=secret,
+        # What it says to a person is on stderr; stdout is the digest, for the program.
+        logging=pulumi_command.local.Logging.STDERR,
+        add_previous_output_in_env=False,
+        opts=pulumi.ResourceOptions(parent=parent),
+    )
+
+
+def point_tag(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Copied:
+    """Do what `tag_command` declares: the command line ``./esteira point-tag REPOSITORY tag=… commit=…``.
+
+    Writes the tag's digest to stdout and one sentence to stderr.
+
+    Args:
+        argv: the repository, then ``tag=``, ``commit=`` and, where they apply, ``overwrite=no``, ``insecure=yes``.
+        stdin: a JSON object with ``digest``, ``username`` and ``password``; what is null is taken from `environ`.
+        environ: CI_REGISTRY_USER and CI_REGISTRY_PASSWORD, as GitLab sets them in a job.
+
+    Raises:
+        EsteiraError: the arguments make no sense, or the registry did not do it.
+    """
+    repository, options = _options(argv)
+    try:
+        given = json.loads(stdin)
+        digest = digest_in(given["digest"])
+    except (ValueError, LookupError, TypeError):
+        raise EsteiraError(
+            "point-tag got no digest on its standard input. It is run by `pulumi up`, not by hand."
+        ) from None
+    server, _, path = repository.partition("/")
+    registry = Registry(
+        server,
+        path,
+        given.get("username") or environ.get("CI_REGISTRY_USER"),
+        given.get("password") or environ.get("CI_REGISTRY_PASSWORD"),
+        plain_http=options.get("insecure") == "yes" or is_loopback(server),
+    )
+    tag = options["tag"]
+    copied = registry.copy_tag(digest, tag, overwrite=options.get("overwrite") != "no")
+    sys.stdout.write(f"{copied.digest}\n")
+    if copied.changed:
+        did = f"moved from {copied.previous} to" if copied.previous is not None else "is new, at"
+    else:
+        did = "stays at"
+    sys.stderr.write(
+        f"{repository}:{tag} {did} {copied.digest} (commit {options.get('commit', 'unknown')}).\n"
+    )
+    if copied.digest != digest:
+        sys.stderr.write(
+            f"The build of now, {digest}, is another one and is not used: an image that is in the registry "
+            "under its commit is never replaced. Make a new commit to deploy other build settings.\n"
+        )
+    return copied
+
+
+def digest_in(text: str) -> str:
+    """Return the digest that a command printed on its last line.
+
+    Raises:
+        ValueError: there is none.
+    """
+    last = text.strip().rpartition("\n")[2].strip()
+    if not last.startswith("sha256:") or len(last) != len("sha256:") + 64:
+        raise ValueError(f"{last[:80]!r} is not a digest")
+    return last
+
+
+def _options(argv: Sequence[str]) -> tuple[str, dict[str, str]]:
+    known = {"tag", "commit", "overwrite", "insecure"}
+    repository, *rest = argv or [""]
+    options = dict(part.partition("=")[::2] for part in rest)
+    if "/" not in repository or not options.get("tag") or not options.keys() <= known:
+        raise EsteiraError("Usage: ./esteira point-tag REGISTRY/REPOSITORY tag=TAG commit=SHA [overwrite=no]")
+    return repository, options
