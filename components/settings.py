@@ -181,7 +181,7 @@ class ImageSettings(_Model):
     context: Annotated[str, BeforeValidator(rule.project_path("context"))] = _key(
         "Folder that is built, relative to the project.", "path", "examples/parasite", "."
     )
-    dockerfile: Annotated[str, BeforeValidator(rule.project_path("Dockerfile"))] = _key(
+    dockerfile: Annotated[str, BeforeValidator(rule.project_path("Dockerfile", inside=False))] = _key(
         "Dockerfile, relative to the context.", "path", "Dockerfile", "Dockerfile"
     )
     target: Annotated[str | None, BeforeValidator(rule.maybe(rule.stage))] = _key(

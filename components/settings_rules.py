@@ -508,8 +508,8 @@ def commit(raw: object) -> str:
 # ---- the image ---------------------------------------------------------------------------------------------
 
 
-def project_path(what: str) -> Callable[[object], str]:
-    """A path relative to the project (or to the context), that stays inside."""
+def project_path(what: str, *, inside: bool = True) -> Callable[[object], str]:
+    """A relative path; ``inside``: that does not lead out of where it begins."""
 
     def check(raw: object) -> str:
         value = line(raw)
@@ -519,7 +519,7 @@ def project_path(what: str) -> Callable[[object], str]:
             raise Wrong(
                 f"{show(value)} is an absolute path; the {what} is relative and stays inside the project."
             )
-        if posixpath.normpath(value).split("/")[0] == "..":
+        if inside and posixpath.normpath(value).split("/")[0] == "..":
             raise Wrong(
                 f"{show(value)} leads out of the project; everything that is built stands in its commit."
             )
@@ -668,14 +668,15 @@ def arguments(raw: object) -> list[str]:
 
 def absolute(what: str, path: str) -> str | None:
     """What is wrong with an absolute path in a container or on a server; None if nothing."""
+    shown = show(name_shown(path))
     if any(ord(char) < 32 or ord(char) == 127 for char in path):
         return f"The {what} has a line break or another control character in it."
     if not path.startswith("/"):
-        return f"The {what} {show(path)} is not absolute: it begins with /."
+        return f"The {what} {shown} is not absolute: it begins with /."
     if ".." in path.split("/") or "." in path.split("/"):
-        return f'The {what} {show(path)} has "." or ".." in it.'
+        return f'The {what} {shown} has "." or ".." in it.'
     if "//" in path or (path != "/" and path.endswith("/")):
-        return f"The {what} {show(path)} has a / too many."
+        return f"The {what} {shown} has a / too many."
     return None
 
 
@@ -846,7 +847,7 @@ def file_path(path: str) -> str | None:
     """What is wrong with the path of a secret file in the container."""
     problem = absolute("path of the file", path)
     if problem is None and (path == "/" or path.split("/")[1] in ("proc", "sys", "dev")):
-        return f"{show(path)} is not a place for a file."
+        return f"{show(name_shown(path))} is not a place for a file."
     return problem
 
 
