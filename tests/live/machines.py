@@ -76,6 +76,7 @@ mount -t overlay overlay -o lowerdir=/,upperdir=over/upper,workdir=over/work roo
 for one in proc sys dev; do mount --rbind "/$one" "root/$one"; done
 for one in run tmp var/tmp; do mount -t tmpfs tmpfs "root/$one"; done
 chmod 1777 root/tmp root/var/tmp
+mount -t tmpfs -o mode=1777 tmpfs root/dev/shm
 mkdir -p root/run/sshd root/run/lock root/var/lib/docker
 ln -sfn /run root/var/run
 mount -t tmpfs tmpfs root/root
