@@ -149,3 +149,15 @@ class Deployment(pulumi.ComponentResource):
             add_previous_output_in_env=False,
             opts=opts,
         )
+
+
+def addresses(settings: Settings) -> dict[str, list[str]]:
+    """Return server name to the addresses at which the application answers there."""
+    found = {}
+    for server in settings.servers:
+        own = "localhost" if server.local else server.host or ""
+        found[server.name] = [
+            f"{port.protocol if port.protocol != 'h2c' else 'http'}://{port.address or own}:{port.published}"
+            for port in settings.container.ports
+        ]
+    return found

@@ -16,6 +16,8 @@ from components.errors import EsteiraError
 from components.remote import Payload, command_text, standard_input
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from components.settings import ServerSettings, Settings
 
 READ_TIMEOUT = 30.0
@@ -32,6 +34,7 @@ class ContainerReading:
     """``repo@sha256:…``; empty for a container that Esteira did not make, like the next two."""
     fingerprint: str
     commit: str
+    tag: str = ""
     restart: str = ""
 
 
@@ -70,13 +73,15 @@ class Reading:
             return f"commit {found.commit[:7]} with restart policy {found.restart}"
         return None
 
-    def known_digests(self) -> dict[str, str]:
-        """Return commit to ``sha256:…`` for the clean releases that the server keeps."""
-        return {
-            release.commit: release.image.rpartition("@")[2]
-            for release in self.releases
-            if release.image and release.commit
-        }
+
+def known_digests(readings: Mapping[str, Reading | EsteiraError]) -> dict[str, str]:
+    """Return tag to ``sha256:…`` for all releases that the servers keep: what is known while the registry is down."""
+    return {
+        release.tag: release.image.rpartition("@")[2]
+        for reading in readings.values()
+        if isinstance(reading, Reading)
+        for release in reading.releases
+    }
 
 
 def read_servers(settings: Settings, owner: str) -> dict[str, Reading | EsteiraError]:
@@ -123,10 +128,10 @@ def parse_reading(server: str, text: str) -> Reading:
             architecture = words[0]
         elif kind == "serving":
             state, _restarts, restart, owner, image, mark, commit, _started = plain
-            serving = ContainerReading(state, owner, image, mark, commit, restart)
+            serving = ContainerReading(state, owner, image, mark, commit, restart=restart)
         elif kind == "release":
-            _id, state, _name, image, mark, commit = plain[:6]
-            releases.append(ContainerReading(state, "", image, mark, commit))
+            _id, state, _name, image, mark, commit, tag = plain
+            releases.append(ContainerReading(state, "", image, mark, commit, tag))
     return Reading(architecture, serving, tuple(releases))
 
 

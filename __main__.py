@@ -1,0 +1,41 @@
+"""From a commit to a healthy container on every server, as Pulumi.<stack>.yaml declares it."""
+
+import pulumi
+
+from components.arguments import owner_of
+from components.deployment import Deployment, addresses
+from components.image import Image, image_args
+from components.interrupt import end_quietly
+from components.reading import known_digests, read_servers
+from components.release import Release, release_args
+from components.settings import from_pulumi
+from components.source import inspect
+
+end_quietly()
+
+settings = from_pulumi()
+source = inspect(settings)
+readings = read_servers(settings, owner_of(settings))
+name = settings.container.name
+
+image = Image(name, image_args(settings, source, known_digests=known_digests(readings)))
+deployment = Deployment(
+    name,
+    {
+        "settings": settings,
+        "commit": source.commit,
+        "tag": source.tag,
+        "image": image.reference,
+        "digest": image.known_digest,
+        "readings": readings,
+    },
+)
+release = Release(
+    name, release_args(settings, source.commit, image.digest), pulumi.ResourceOptions(depends_on=[deployment])
+)
+
+pulumi.export("commit", source.commit)
+pulumi.export("image", image.reference)
+pulumi.export("digest", release.digest)
+pulumi.export("addresses", addresses(settings))
+pulumi.export("releases", deployment.releases)
