@@ -125,6 +125,8 @@ class _Client(dxf.DXF):
             if self._username is not None and self._password is not None:
                 self._headers = {"Authorization": self._basic()}
             return
+        if "realm" not in (challenge["bearer"] or {}):
+            raise ValueError("a challenge without a realm")
         if self._insecure:
             self._fetch_token(challenge["bearer"])
         else:

@@ -135,7 +135,7 @@ def point_tag(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Co
     repository, options = _options(argv)
     try:
         given = json.loads(stdin)
-        digest = digest_in(given["digest"])
+        digest = digest_in(str(given["digest"]))
     except (ValueError, LookupError, TypeError):
         raise EsteiraError(
             "point-tag got no digest on its standard input. It is run by `pulumi up`, not by hand."
