@@ -188,10 +188,11 @@ def _make_python(folder: Path) -> None:
     debootstrap = shell.find("debootstrap") or "debootstrap"
     include = "--include=ca-certificates,python3,python3-pip,python3-venv"
     command = [debootstrap, "--variant=minbase", include, suite, str(tree), mirror]
-    if shell.run(shell.as_root(["unshare", "--mount", "true"]), check=False).returncode == 0:
-        # What it mounts in there is gone with it, even if it is killed.
-        command = ["unshare", "--mount", *command]
-    shell.run(shell.as_root(command), timeout=_DEBOOTSTRAP_SECONDS, environment=_proxy())
+    # In namespaces of its own: what it mounts and starts in there is gone with it, even if it is killed.
+    apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL"]
+    if shell.run(shell.as_root([*apart, "true"]), check=False).returncode == 0:
+        command = [*apart, *command]
+    shell.run(shell.as_root(command), timeout=_DEBOOTSTRAP_SECONDS, environment=_proxy(), outlive=False)
     additions = folder / "additions"
     additions.mkdir()
     for path, text in {"sources.list": _sources(mirror), "pip.conf": _pip_configuration()}.items():

@@ -32,7 +32,7 @@ def _tell_what_next(settings: Settings) -> None:
         console.say(f"Open   {scheme}://{host}:{port.published}")
     console.say("Next   change something, git commit, ./esteira up    the new commit takes over")
     console.say(f"       docker logs {name:<33}    what the application says")
-    console.say("       ./esteira down                                everything is taken away again")
+    console.say("       ./esteira down                                   everything is taken away again")
 
 
 def down(place: local.Place) -> None:

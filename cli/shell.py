@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import shutil
@@ -33,12 +34,14 @@ def run(
     environment: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     cwd: Path | None = None,
+    outlive: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and return what it printed.
 
     ``timeout`` is in seconds; ``environment`` is laid over this process's. Programs speak English here, because their
-    messages are read by :func:`explain`. Raises :class:`CommandError` when it is missing, takes too long, or (with
-    ``check``) fails. The program gets a process group of its own, which is ended as a whole.
+    messages are read by :func:`explain`. The program gets a process group of its own, which is ended as a whole;
+    without ``outlive`` it is killed with this process, however that ends. Raises :class:`CommandError` when it is
+    missing, takes too long, or (with ``check``) fails.
     """
     try:
         process = subprocess.Popen(
@@ -49,6 +52,7 @@ def run(
             env={**os.environ, "LC_ALL": "C.UTF-8", **(environment or {})},
             cwd=cwd,
             start_new_session=True,
+            preexec_fn=None if outlive else _die_with_parent,  # noqa: PLW1509 - there are no threads here
         )
     except FileNotFoundError:
         raise CommandError(f"The program {command[0]} is not installed.") from None
@@ -70,10 +74,22 @@ def run(
     return result
 
 
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    """End a program's whole process group: asked first, since a package manager must not stop just anywhere."""
+    for word in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, word)
+        except ProcessLookupError:
+            break
+        except PermissionError:  # sudo's children are root's
+            subprocess.run(["sudo", "-n", "kill", f"-{word.name[3:]}", "--", f"-{process.pid}"], check=False)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=10)
+            return
 
 
 def explain(command: Sequence[str], result: subprocess.CompletedProcess[str]) -> str:
