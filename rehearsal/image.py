@@ -20,6 +20,8 @@ from rehearsal.errors import RehearsalError
 if TYPE_CHECKING:
     from rehearsal.monitor import Context
 
+_NOISE = re.compile(r"\s*|#\d+ sha256:[0-9a-f]{64}")
+"""Lines of an older client's plain progress that tell nothing."""
 _DIGEST = re.compile(r"digest: (sha256:[0-9a-f]{64})")
 _OWN_VARIABLES = re.compile(r"DOCKER_|BUILDX_|BUILDKIT_|PATH$|HOME$|TMPDIR$|LD_|SSL_", re.IGNORECASE)
 """Variables that the client itself listens to; a build argument of such a name goes by argv."""
@@ -93,7 +95,7 @@ def build_and_push(inputs: dict[str, Any], context: Context) -> dict[str, Any]:
             name, build, builder=builder, cache=cache, directory=directory, dockerfile=dockerfile
         )
         environment.update(more)
-        built = client(*argv, show=context.line)
+        built = client(*argv, show=lambda line: None if _NOISE.fullmatch(line) else context.line(line))
         if built.status != 0:
             raise RehearsalError(
                 f"{context.name}: the build of {name} failed.{_disk(built.tail)}\n{built.tail}"

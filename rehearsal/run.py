@@ -86,6 +86,8 @@ def carry_out(
             cwd=root,
             env=surroundings,
             pass_fds=(events_of_child,),
+            # Ctrl-C comes here only; the child is told by the end of its stdin, and ends what it started.
+            start_new_session=True,
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -123,7 +125,6 @@ def carry_out(
         except BrokenPipeError:
             pass
         except BaseException:
-            # Ctrl-C reaches the child too (it is in the same process group); closing its stdin makes sure.
             child.stdin.close()
             try:
                 child.wait(timeout=10)

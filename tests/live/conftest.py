@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -55,34 +56,39 @@ def registry(room: Room) -> Iterator[Registry]:
 
 
 @pytest.fixture(scope="session")
-def builder(room: Room) -> Machine:
+def builder(room: Room, registry: Registry) -> Machine:
     """Give the machine whose daemon builds; nothing is deployed on it."""
     machine = room.machine("builder", 10, sshd=False)
     machine.wait_until_up()
-    images.load(machine, images.BASE_PYTHON)
+    images.push_base(machine, registry)
     return machine
 
 
 @pytest.fixture(scope="session")
-def _machines(room: Room) -> list[Machine]:
+def _machines(room: Room, registry: Registry, builder: Machine) -> list[Machine]:
     machines = [room.machine(name, number) for name, number in (("one", 11), ("two", 12))]
-    for machine in machines:
+
+    def prepare(machine: Machine) -> None:
         machine.wait_until_up()
         images.load(machine, images.EDGE)
+        images.pull_base(machine, registry)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(prepare, machines))
     return machines
 
 
 @pytest.fixture
-def one(_machines: list[Machine]) -> Machine:
+def one(_machines: list[Machine], registry: Registry) -> Machine:
     """Give a server as new."""
-    _machines[0].wipe(keep_images=[images.EDGE])
+    _machines[0].wipe(keep_images=[images.EDGE, images.base_name(registry)])
     return _machines[0]
 
 
 @pytest.fixture
-def two(_machines: list[Machine]) -> Machine:
+def two(_machines: list[Machine], registry: Registry) -> Machine:
     """Give a second server as new."""
-    _machines[1].wipe(keep_images=[images.EDGE])
+    _machines[1].wipe(keep_images=[images.EDGE, images.base_name(registry)])
     return _machines[1]
 
 

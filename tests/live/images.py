@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cli import images
 from tests.live.machines import BASE, Machine, run
+from tests.live.registry import Registry
 
 BASE_PYTHON = images.BASE_PYTHON
 EDGE = images.EDGE
@@ -28,6 +32,40 @@ def archive(name: str) -> Path:
         run("docker", "save", "-o", f"{file}.part", name, timeout=300)
         Path(f"{file}.part").rename(file)
     return file
+
+
+def base_name(registry: Registry) -> str:
+    """Name the Python base image in the registry.
+
+    With it in the registry, on the builder and on the servers, an application's push and pull move only its own layer.
+    """
+    return f"{registry.address}/live/base:1"
+
+
+def push_base(builder: Machine, registry: Registry) -> None:
+    """Load the base image into the builder and push it."""
+    load(builder, BASE_PYTHON)
+    builder.docker("tag", BASE_PYTHON, base_name(registry))
+    with _logged_in(builder, registry):
+        builder.docker("push", base_name(registry))
+
+
+def pull_base(machine: Machine, registry: Registry) -> None:
+    """Have a server pull the base image."""
+    with _logged_in(machine, registry):
+        machine.docker("pull", "-q", base_name(registry))
+
+
+@contextmanager
+def _logged_in(machine: Machine, registry: Registry) -> Iterator[None]:
+    config = machine.folder / "config"
+    machine.environment = {"DOCKER_CONFIG": str(config)}
+    machine.docker(
+        "login", "-u", registry.user, "--password-stdin", registry.address, stdin=registry.password
+    )
+    yield
+    machine.environment = {}
+    shutil.rmtree(config)
 
 
 def load(machine: Machine, name: str) -> None:

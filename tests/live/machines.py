@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -74,8 +75,11 @@ mount -t tmpfs tmpfs over
 mkdir over/upper over/work
 mount -t overlay overlay -o lowerdir=/,upperdir=over/upper,workdir=over/work root
 for one in proc sys dev; do mount --rbind "/$one" "root/$one"; done
-for one in run tmp var/tmp; do mount -t tmpfs tmpfs "root/$one"; done
-chmod 1777 root/tmp root/var/tmp
+for one in run tmp var/tmp dev/shm; do mount -t tmpfs tmpfs "root/$one"; done
+chmod 1777 root/tmp root/var/tmp root/dev/shm
+hostname "$0"
+# The daemon makes its identity from this; two machines must not be one.
+rm -f root/etc/docker/key.json root/etc/machine-id
 mount -t tmpfs -o mode=1777 tmpfs root/dev/shm
 mkdir -p root/run/sshd root/run/lock root/var/lib/docker
 ln -sfn /run root/var/run
@@ -131,6 +135,7 @@ class Machine:
     host_key: str = ""
     private_key: str = ""
     init: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
     _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     # Making and ending.
@@ -149,7 +154,7 @@ class Machine:
         if disk_megabytes is not None:
             script = script.replace("mount --bind docker root", "mount -o loop disk root")
         enter = ["nsenter", f"--net=/run/netns/{NAMESPACE_PREFIX}{self.name}"]
-        unshare = ["unshare", "--mount", "--propagation", "private"]
+        unshare = ["unshare", "--mount", "--uts", "--propagation", "private"]
         init = self._spawn([*enter, *unshare, "sh", "-c", script, self.name, str(self.folder)], "init")
         self.init = init.pid
         wait_for(
@@ -224,10 +229,6 @@ class Machine:
 
     def stop(self) -> None:
         """End everything in it and give its resources back."""
-        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
-            running = self.docker("ps", "-q", check=False).split()
-            if running:
-                self.docker("rm", "-f", *running, check=False)
         end_namespace(NAMESPACE_PREFIX + self.name)
         for child in self._children:
             child.kill()
@@ -253,7 +254,7 @@ class Machine:
             check=check,
             stdin=stdin,
             timeout=timeout,
-            env={**os.environ, "DOCKER_HOST": self.docker_host},
+            env={**os.environ, "DOCKER_HOST": self.docker_host, **self.environment},
         ).strip()
 
     def inspect(self, name: str) -> dict[str, object]:
@@ -329,18 +330,16 @@ class Machine:
     def restart_daemon(self, *, wait: bool = True) -> None:
         """Start dockerd."""
         self.path("run/docker.pid").unlink(missing_ok=True)
-        self._inside(
-            [
-                "dockerd",
-                "--insecure-registry",
-                f"{HERE}:5000",
-                "--log-level",
-                "warn",
-                "--shutdown-timeout",
-                "2",
-            ],
-            "dockerd",
-        )
+        # With http:// in front the daemon's BuildKit takes it too, for its cache; without only push and pull do.
+        options = [
+            "--insecure-registry",
+            f"http://{HERE}:5000",
+            "--log-level",
+            "warn",
+            "--shutdown-timeout",
+            "2",
+        ]
+        self._inside(["dockerd", *options], "dockerd")
         if wait:
             self.wait_until_up()
 
@@ -367,19 +366,8 @@ class Machine:
     # Insides.
 
     def _enter(self) -> list[str]:
-        return [
-            "nsenter",
-            "-t",
-            str(self.init),
-            "-m",
-            "-n",
-            "--",
-            "env",
-            "-i",
-            "HOME=/root",
-            "USER=root",
-            f"PATH={_PATH}",
-        ]
+        enter = ["nsenter", "-t", str(self.init), "-m", "-n", "-u", "--"]
+        return [*enter, "env", "-i", "HOME=/root", "USER=root", f"PATH={_PATH}"]
 
     def _inside(self, argv: Sequence[str], log: str) -> subprocess.Popen[bytes]:
         return self._spawn([*self._enter(), *argv], log)
@@ -443,8 +431,8 @@ class Room:
         if self._closed:
             return
         self._closed = True
-        for machine in self.machines:
-            machine.stop()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Machine.stop, self.machines))
         clean()
         self._lock.close()
 

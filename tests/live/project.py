@@ -71,7 +71,7 @@ class Project:
             "GIT_CONFIG_GLOBAL": "/dev/null",
         }
         root.mkdir()
-        for name in ("__main__.py", "components", "Pulumi.yaml"):
+        for name in ("__main__.py", "components", "esteira", "Pulumi.yaml"):
             (root / name).symlink_to(REPOSITORY / name)
         shutil.copytree(Path(__file__).parent / "app", root / "app")
         run("git", "init", "-q", str(root))

@@ -184,11 +184,20 @@ class TestFailure:
         with pytest.raises(RehearsalError, match="getRegistryImage"):
             project.run()
 
+    def test_interrupted_with_its_caller(self, project: Project) -> None:
+        project.program(
+            "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+            'local.Command("long", create="touch begun; sleep 60; touch ended")'
+        )
+        caller = _start(project)
+        _wait_for((project.root / "begun").exists)
+        os.kill(caller.pid, signal.SIGINT)
+        assert caller.wait(timeout=15) != 0
+        _wait_for(lambda: not _commands_with(str(project.root)), 2)
+
     def test_killed_with_its_caller(self, project: Project) -> None:
         project.program('local.Command("long", create="touch begun; sleep 60; touch ended")')
-        script = f"import rehearsal, pathlib; rehearsal.carry_out(pathlib.Path({str(project.root)!r}), 'dev')"
-        repository = Path(__file__).resolve().parents[2]
-        caller = subprocess.Popen([sys.executable, "-c", script], cwd=repository)
+        caller = _start(project)
         _wait_for((project.root / "begun").exists)
         os.kill(caller.pid, signal.SIGKILL)
         caller.wait()
@@ -353,6 +362,14 @@ class TestImage:
     def test_no_client_at_all(self, tmp_path: Path) -> None:
         with pytest.raises(RehearsalError, match="no docker command"):
             find_builder({"PATH": str(tmp_path)})
+
+
+def _start(project: Project) -> subprocess.Popen[bytes]:
+    """Start a rehearsal in a process of its own."""
+    script = f"import rehearsal, pathlib; rehearsal.carry_out(pathlib.Path({str(project.root)!r}), 'dev')"
+    return subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2], stderr=subprocess.DEVNULL
+    )
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
