@@ -156,7 +156,10 @@ def image_args(
     client = registry or from_settings(settings)
     found = _look_up(settings, source, client, known_digests or {})
     if source.build:
-        check_docker(os.environ)
+        if (
+            pulumi.Config("docker").get("host") is None
+        ):  # pulumi-docker's own setting, which goes before DOCKER_HOST
+            check_docker(os.environ)
     elif found is None:
         how = (
             "Run `pulumi up` with this commit on the stack that builds it first (staging), and see it run "

@@ -67,6 +67,13 @@ def inspect(settings: Settings) -> Source:
     Raises:
         SourceError: no commit can be told, the context cannot be built, or the tree is dirty and may not be.
     """
+    try:
+        return _inspect(settings)
+    except _GitProblemError as error:
+        raise SourceError(f"What is checked out cannot be told: {error}") from None
+
+
+def _inspect(settings: Settings) -> Source:
     context = settings.root / settings.image.context
     declared = settings.commit.lower() if settings.commit is not None else None
     problem: str | None = None

@@ -172,6 +172,16 @@ class TestGitThatCannotSay:
         monkeypatch.setenv("PATH", "/nowhere")
         assert "git is not installed" in wrong(root)
 
+    def test_git_hangs(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(source, "GIT_SECONDS", 0.0)
+        assert "git did not answer" in wrong(root)
+
+    def test_git_hangs_later(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        checkout = source._checkout(root)
+        monkeypatch.setattr(source, "_checkout", lambda _: checkout)
+        monkeypatch.setattr(source, "GIT_SECONDS", 0.0)
+        assert "What is checked out cannot be told: git did not answer" in wrong(root)
+
     def test_a_repository_of_another_user(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # git's own switch for its tests: every repository belongs to someone else.
         monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
