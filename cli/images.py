@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from cli import console, docker, machine, packages, shell
 from components.errors import EsteiraError
-from components.settings import DEFAULT_PROBE_IMAGE
+from components.settings import DEFAULT_EDGE_IMAGE
 
 BASE_PYTHON = "esteira/base-python:local"
 REGISTRY = "esteira/registry:local"
@@ -350,7 +350,7 @@ def _system_files() -> dict[str, bytes | str | None]:
 
 
 ALL = (
-    BaseImage(EDGE, DEFAULT_PROBE_IMAGE, _make_edge, ("caddy", "version")),
+    BaseImage(EDGE, DEFAULT_EDGE_IMAGE, _make_edge, ("caddy", "version")),
     BaseImage(REGISTRY, "registry:2", _make_registry, ("--version",)),
     BaseImage(BASE_PYTHON, "python:3.12-slim", _make_python, ("python3", "-m", "pip", "--version")),
 )

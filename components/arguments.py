@@ -11,17 +11,12 @@ from components.remote import Payload, fingerprint, secret_file_folders, standar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from components.settings import ContainerSettings, HealthSettings, PortSettings, ServerSettings, Settings
+    from components.settings import ContainerSettings, PortSettings, ServerSettings, Settings
 
 
 def owner_of(settings: Settings) -> str:
     """Return what containers are labelled with: ``project/stack/container``. One server may serve several."""
     return f"{settings.project}/{settings.stack}/{settings.container.name}"
-
-
-def image_repository(settings: Settings) -> str:
-    """Return ``registry/repository``, without tag or digest."""
-    return f"{settings.registry}/{settings.repository}"
 
 
 def identity_values(settings: Settings, server: ServerSettings) -> list[tuple[str, str]]:
@@ -34,10 +29,13 @@ def identity_values(settings: Settings, server: ServerSettings) -> list[tuple[st
     ]
 
 
-def deploy_values(
+def phase_values(
     settings: Settings, server: ServerSettings, commit: str, tag: str, request: str
 ) -> list[tuple[str, str]]:
-    """Return the arguments of the deploy phase, in the order in which a preview shows them."""
+    """Return the arguments of a phase that deploys, in the order in which a preview shows them.
+
+    All phases of a server get the same, so that each of them can do without the one before.
+    """
     container = settings.container
     values = [
         *identity_values(settings, server),
@@ -48,19 +46,49 @@ def deploy_values(
         ("strategy", settings.strategy),
         ("restart", container.restart),
         ("keepReleases", str(settings.keep_releases)),
-        *(("network", network) for network in container.networks[1:]),
-        *health_values(settings.health, container),
+        *(("network", network) for network in declared_networks(settings)),
+        *health_values(settings),
     ]
     if settings.pre_deploy:
         values.append(("preDeploy", shlex.join(settings.pre_deploy)))
-    values += [("probeImage", settings.probe_image), ("probeNetwork", (container.networks or ["bridge"])[0])]
-    return values
+    values.append(("edgeImage", settings.edge_image))
+    if settings.strategy == "recreate":
+        return [*values, ("probeNetwork", (container.networks or ["bridge"])[0])]
+    return [*values, *edge_values(settings)]
 
 
-def health_values(health: HealthSettings, container: ContainerSettings) -> list[tuple[str, str]]:
+def edge_values(settings: Settings) -> list[tuple[str, str]]:
+    """Return what strategy blueGreen needs to know of the edge and of the switch; durations in seconds."""
+    values = [
+        ("port", f"{published_at(port)}:{port.target}/{port.protocol}") for port in settings.container.ports
+    ]
+    if settings.trusted_proxies:
+        values.append(("trustedProxies", " ".join(settings.trusted_proxies)))
+    return [
+        *values,
+        ("watch", f"{settings.rollout.watch:g}"),
+        ("drainTime", f"{settings.drain_time:g}"),
+        ("candidateLifetime", f"{math.ceil(settings.candidate_lifetime)}"),
+    ]
+
+
+def edge_mark(settings: Settings) -> str | None:
+    """Return what an edge is labelled with, image and published ports; None where the strategy has no edge."""
+    if settings.strategy == "recreate":
+        return None
+    return ",".join([settings.edge_image, *map(published_at, settings.container.ports)])
+
+
+def declared_networks(settings: Settings) -> list[str]:
+    """Return the networks that a container joins after it is created: with blueGreen its first is the edge's."""
+    networks = settings.container.networks
+    return networks[1:] if settings.strategy == "recreate" else list(networks)
+
+
+def health_values(settings: Settings) -> list[tuple[str, str]]:
     """Return the health gate's arguments; durations in seconds."""
-    port = health.port or next((port.target for port in container.ports if port.protocol != "udp"), None)
-    https = any(p.target == port and p.protocol == "https" for p in container.ports)
+    health, port = settings.health, settings.health_port
+    https = any(one.target == port and one.protocol == "https" for one in settings.container.ports)
     values = [
         ("health.test", health.test),
         ("health.path", health.path or ""),
@@ -80,7 +108,13 @@ def create_options(settings: Settings, server: ServerSettings, commit: str) -> l
     container = settings.container
     environment = {**container.environment, **server.environment, "ESTEIRA_COMMIT": commit}
     labels = {**container.labels, **server.labels}
-    options = [f"--publish={published(port)}" for port in container.ports]
+    options = []
+    if settings.strategy == "recreate":
+        options += [
+            f"--publish={published_at(port)}:{port.target}{'/udp' if port.protocol == 'udp' else ''}"
+            for port in container.ports
+        ]
+        options += [f"--network={network}" for network in container.networks[:1]]
     options += [f"--env={key}={value}" for key, value in sorted(environment.items())]
     options += [f"--volume={volume}" for volume in container.volumes]
     if container.read_only:
@@ -89,7 +123,6 @@ def create_options(settings: Settings, server: ServerSettings, commit: str) -> l
             *(f"--volume={folder}" for folder in secret_file_folders(settings.secret_files)),
         ]
     options += [f"--tmpfs={path}" for path in container.tmpfs]
-    options += [f"--network={network}" for network in container.networks[:1]]
     options += [f"--label={key}={value}" for key, value in sorted(labels.items())]
     for option, value in (
         ("memory", container.memory),
@@ -106,13 +139,12 @@ def create_options(settings: Settings, server: ServerSettings, commit: str) -> l
     return [*options, *(["--init"] if container.init else [])]
 
 
-def published(port: PortSettings) -> str:
-    """Return a port as ``docker create --publish`` takes it."""
+def published_at(port: PortSettings) -> str:
+    """Return where a port is published: ``8888``, ``127.0.0.1:8888`` or ``[::1]:8888``."""
     address = port.address or ""
     if ":" in address:
         address = f"[{address}]"
-    protocol = "/udp" if port.protocol == "udp" else ""
-    return f"{address}{':' if address else ''}{port.published}:{port.target}{protocol}"
+    return f"{address}:{port.published}" if address else str(port.published)
 
 
 def container_command(container: ContainerSettings) -> list[str]:

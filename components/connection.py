@@ -46,12 +46,12 @@ def connection_args(settings: Settings, server: ServerSettings) -> command.remot
     jump = server.jump_host
     return command.remote.ConnectionArgs(
         **_common(settings, server),
-        password=_secret(settings.server_password.get(server.name)),
-        private_key=_secret(settings.server_private_key.get(server.name)),
+        password=_secret(settings.login(server)[0]),
+        private_key=_secret(settings.login(server)[1]),
         proxy=command.remote.ProxyConnectionArgs(
             **_common(settings, jump),
-            password=_secret(_jump_password(settings, server)),
-            private_key=_secret(_jump_private_key(settings, server)),
+            password=_secret(settings.jump_login(server)[0]),
+            private_key=_secret(settings.jump_login(server)[1]),
         )
         if jump
         else None,
@@ -72,8 +72,8 @@ def ssh_client(settings: Settings, server: ServerSettings) -> Iterator[paramiko.
                 settings,
                 server.jump_host,
                 f"jump host of server {server.name}",
-                _Credential(_jump_password(settings, server), "jumpPassword"),
-                _Credential(_jump_private_key(settings, server), "jumpPrivateKey"),
+                _Credential(settings.jump_login(server)[0], "jumpPassword"),
+                _Credential(settings.jump_login(server)[1], "jumpPrivateKey"),
             )
             stack.callback(jump.close)
             transport = jump.get_transport()
@@ -95,8 +95,8 @@ def ssh_client(settings: Settings, server: ServerSettings) -> Iterator[paramiko.
             settings,
             server,
             f"server {server.name}",
-            _Credential(settings.server_password.get(server.name), "serverPassword"),
-            _Credential(settings.server_private_key.get(server.name), "serverPrivateKey"),
+            _Credential(settings.login(server)[0], "serverPassword"),
+            _Credential(settings.login(server)[1], "serverPrivateKey"),
             sock=sock,
         )
         stack.callback(client.close)
@@ -126,18 +126,6 @@ def _common(settings: Settings, host: ServerSettings | JumpHostSettings) -> dict
 
 def _secret(value: SecretStr | None) -> pulumi.Output[str] | None:
     return None if value is None else pulumi.Output.secret(value.get_secret_value())
-
-
-def _jump_password(settings: Settings, server: ServerSettings) -> SecretStr | None:
-    return settings.jump_password or (
-        None if settings.jump_private_key else settings.server_password.get(server.name)
-    )
-
-
-def _jump_private_key(settings: Settings, server: ServerSettings) -> SecretStr | None:
-    return settings.jump_private_key or (
-        None if settings.jump_password else settings.server_private_key.get(server.name)
-    )
 
 
 def _connect(

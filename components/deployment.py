@@ -6,29 +6,31 @@ order of servers is the dependency graph, so a preview shows it.
 
 import getpass
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pulumi
-import pulumi_command as command
+import pulumi_command
 
 from components.arguments import (
     container_command,
     create_options,
     deploy_input,
-    deploy_values,
+    edge_mark,
     identity_values,
-    image_repository,
     owner_of,
+    phase_values,
     release_fingerprint,
 )
 from components.connection import connection_args
 from components.errors import EsteiraError
 from components.reading import Reading
 from components.remote import command_text
-from components.settings import ServerSettings, Settings
+from components.settings import ServerSettings, Settings, image_name
+
+Command = pulumi_command.local.Command | pulumi_command.remote.Command
 
 
 class DeploymentArgs(TypedDict):
@@ -49,42 +51,60 @@ class DeploymentArgs(TypedDict):
 
 
 class Deployment(pulumi.ComponentResource):
-    """One application on its servers: pull, stop, start, health gate, and the old release back if that fails."""
+    """One application on its servers: a healthy new release, or the old one as it was."""
 
     releases: pulumi.Output[Mapping[str, str]]
     """Server name to the commit that it runs, once it runs healthy."""
 
     def __init__(self, name: str, args: DeploymentArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        """Declare one command per server.
+        """Declare the commands of every server.
 
         Raises EsteiraError in an update where a server could not be read; a preview warns and goes on.
         """
         super().__init__("esteira:index:Deployment", name, None, opts)
         self._name, self._args = name, args
-        releases = {}
-        for server in args["settings"].servers:
-            done = self._deploy(server)
-            releases[server.name] = done.stdout.apply(lambda _: args["commit"])
-        self.releases = pulumi.Output.all(**releases)
+        servers = args["settings"].servers
+        phases = [self._phases(server) for server in servers]
+        candidates: list[pulumi.Resource] = []
+        if args["settings"].strategy == "blueGreen":
+            candidates = [
+                one("candidate", f"{name}-{server.name}-candidate", [])
+                for server, one in zip(servers, phases, strict=True)
+            ]
+        # No server switches before the candidates of all are healthy.
+        last = "switch" if candidates else "deploy"
+        done = {
+            server.name: one(last, f"{name}-{server.name}", candidates)
+            for server, one in zip(servers, phases, strict=True)
+        }
+        self.releases = pulumi.Output.all(
+            **{server: command.stdout.apply(lambda _: args["commit"]) for server, command in done.items()}
+        )
         self.register_outputs({"releases": self.releases})
 
-    def _deploy(self, server: ServerSettings) -> command.local.Command | command.remote.Command:
+    def _phases(self, server: ServerSettings) -> Callable[[str, str, Sequence[pulumi.Resource]], Command]:
+        """Return what declares one phase of a server: all get the same arguments and the same stdin."""
         settings, commit = self._args["settings"], self._args["commit"]
         options = create_options(settings, server, commit)
         arguments = container_command(settings.container)
         mark = release_fingerprint(settings, options, arguments)
+        request = self._request(server, mark)
+        stdin = pulumi.Output.secret(self._args["image"]).apply(partial(deploy_input, settings, server, mark))
 
-        def text(request: str) -> str:
-            values = deploy_values(settings, server, commit, self._args["tag"], request)
-            return command_text("deploy", values, options, arguments)
+        def declare(phase: str, name: str, after: Sequence[pulumi.Resource]) -> Command:
+            text = request.apply(
+                lambda request: command_text(
+                    phase,
+                    phase_values(settings, server, commit, self._args["tag"], request),
+                    options,
+                    arguments,
+                )
+            )
+            return self._command(
+                server, name, text=text, stdin=stdin, after=after, removes=phase != "candidate"
+            )
 
-        return self._command(
-            server,
-            text=self._request(server, mark).apply(text),
-            stdin=pulumi.Output.secret(self._args["image"]).apply(
-                partial(deploy_input, settings, server, mark)
-            ),
-        )
+        return declare
 
     def _request(self, server: ServerSettings, mark: str) -> pulumi.Output[str]:
         """Return for whom and why this server is deployed, kept in state while it runs what is declared.
@@ -115,40 +135,37 @@ class Deployment(pulumi.ComponentResource):
         return reading.difference(
             owner=owner_of(settings),
             commit=self._args["commit"],
-            image=f"{image_repository(settings)}@{digest}" if digest else None,
+            image=f"{image_name(settings)}@{digest}" if digest else None,
             fingerprint=mark,
             restart=settings.container.restart,
+            edge=edge_mark(settings),
         )
 
     def _command(
-        self, server: ServerSettings, *, text: pulumi.Output[str], stdin: pulumi.Output[str]
-    ) -> command.local.Command | command.remote.Command:
+        self,
+        server: ServerSettings,
+        name: str,
+        *,
+        text: pulumi.Output[str],
+        stdin: pulumi.Output[str],
+        after: Sequence[pulumi.Resource],
+        removes: bool,
+    ) -> Command:
         settings = self._args["settings"]
-        name = f"{self._name}-{server.name}"
-        remove = command_text("remove", identity_values(settings, server))
-        # A container of another name is another container: the old one goes first, because it holds the port.
-        triggers = [owner_of(settings)]
-        opts = pulumi.ResourceOptions(parent=self, delete_before_replace=True)
+        shared: dict[str, Any] = {
+            "create": text,
+            # One command of a server removes what is there, whatever the strategy: a change of strategy changes it in
+            # place and so removes nothing.
+            "delete": command_text("remove", identity_values(settings, server)) if removes else None,
+            "stdin": stdin,
+            # A container of another name is another container: the old one goes first, because it holds the port.
+            "triggers": [owner_of(settings)],
+            "add_previous_output_in_env": False,
+            "opts": pulumi.ResourceOptions(parent=self, depends_on=after, delete_before_replace=True),
+        }
         if server.local:
-            return command.local.Command(
-                name,
-                create=text,
-                delete=remove,
-                stdin=stdin,
-                triggers=triggers,
-                add_previous_output_in_env=False,
-                opts=opts,
-            )
-        return command.remote.Command(
-            name,
-            connection=connection_args(settings, server),
-            create=text,
-            delete=remove,
-            stdin=stdin,
-            triggers=triggers,
-            add_previous_output_in_env=False,
-            opts=opts,
-        )
+            return pulumi_command.local.Command(name, **shared)
+        return pulumi_command.remote.Command(name, connection=connection_args(settings, server), **shared)
 
 
 def addresses(settings: Settings) -> dict[str, list[str]]:

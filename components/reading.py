@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from components.connection import ssh_client
@@ -48,13 +48,20 @@ class Reading:
     """The container that has the application's name, or None."""
     releases: tuple[ContainerReading, ...]
     """All releases of this declaration that the server has, kept ones included."""
+    edge: str | None = None
+    """What the running edge is labelled with: its image and published ports; None where no edge runs."""
+    slot: str = ""
+    """The network alias that the edge sends requests to."""
+    running: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Names of the running releases, each with its network aliases."""
 
     def difference(
-        self, *, owner: str, commit: str, image: str | None, fingerprint: str, restart: str
+        self, *, owner: str, commit: str, image: str | None, fingerprint: str, restart: str, edge: str | None
     ) -> str | None:
         """Return in words what runs instead of the declared release, or None when that is what runs.
 
-        ``image`` is None where the digest is not known yet, because the image is still to be built.
+        ``image`` is None where the digest is not known yet, because the image is still to be built. ``edge`` is what
+        the edge is to be labelled with, None where there is to be none.
         """
         found = self.serving
         if found is None:
@@ -71,6 +78,12 @@ class Reading:
             return f"commit {found.commit[:7]} with other settings"
         if found.restart != restart.partition(":")[0]:
             return f"commit {found.commit[:7]} with restart policy {found.restart}"
+        if self.edge != edge:
+            return f"commit {found.commit[:7]} behind {f'the edge {self.edge}' if self.edge else 'no edge'}"
+        if edge and not any(self.slot in aliases for aliases in self.running.values()):
+            return f"commit {found.commit[:7]}, but the edge points to nothing that runs"
+        if len(self.running) > 1:
+            return f"commit {found.commit[:7]} and what a run that was cut off left"
         return None
 
 
@@ -120,7 +133,8 @@ def parse_reading(server: str, text: str) -> Reading:
             f"Server {server} answered the reading with something else: {text[:200]!r}. A login script there may print "
             "text (~/.profile, ~/.bashrc): let it print only on a terminal."
         )
-    architecture, serving, releases = "", None, []
+    architecture, serving, releases, edge, slot = "", None, [], None, ""
+    running: dict[str, frozenset[str]] = {}
     for line in lines[1:-1]:
         kind, *words = line.split(" ")
         plain = ["" if word == "-" else word for word in words]
@@ -132,7 +146,13 @@ def parse_reading(server: str, text: str) -> Reading:
         elif kind == "release":
             _id, state, _name, image, mark, commit, tag = plain
             releases.append(ContainerReading(state, "", image, mark, commit, tag))
-    return Reading(architecture, serving, tuple(releases))
+        elif kind == "edge":
+            edge = words[1] if words[0] == "running" else None
+        elif kind == "slot":
+            slot = words[0]
+        elif kind == "running":
+            running[words[0].removeprefix("/")] = frozenset(words[1:])
+    return Reading(architecture, serving, tuple(releases), edge, slot, running)
 
 
 def _run_here(text: str, stdin: str) -> tuple[int, str, str]:

@@ -50,7 +50,7 @@ from components.settings_rules import Fault, Wrong
 NAMESPACE = "esteira"
 """The namespace of all keys in a stack file, whatever the Pulumi project is called."""
 
-DEFAULT_PROBE_IMAGE = "caddy:2.11.9-alpine"
+DEFAULT_EDGE_IMAGE = "caddy:2.11.9-alpine"
 """A small image with a shell and busybox; pinned, because a health gate must not change between two deployments."""
 
 HOST_KEY_EXAMPLE = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA…"
@@ -439,6 +439,18 @@ class HealthSettings(_Model):
             yield Fault(f'"port" has no sense with the test "{self.test}".', ("test",), "tcp")
 
 
+class RolloutSettings(_Model):
+    """How a release goes over the servers."""
+
+    watch: Seconds = _key(
+        "How long a release is watched after the switch; if it fails in that time, the edge points back.",
+        "duration",
+        "3s",
+        3.0,
+        shown="`3s`",
+    )
+
+
 class JumpHostSettings(_Model):
     """A host that the connection to a server goes through."""
 
@@ -618,10 +630,11 @@ class Settings(_Model):
     )
     health: HealthSettings = _key("The health gate.", "map", {"path": "/health"}, factory=HealthSettings)
     strategy: Annotated[Literal["recreate", "blueGreen"], BeforeValidator(rule.strategy)] = _key(
-        "How the running release is replaced: `recreate` stops it first.",
-        "`recreate`",
+        "How the running release is replaced: `blueGreen` starts the new one beside it and then switches; `recreate` "
+        "stops it first, for what cannot run twice.",
+        "`blueGreen` or `recreate`",
         "recreate",
-        "recreate",
+        "blueGreen",
     )
     keep_releases: Annotated[int, BeforeValidator(rule.number(0, 1000, "The number of releases"))] = _key(
         "Old releases that stay on each server as stopped containers, for a rollback.", "number", 5, 5
@@ -664,13 +677,31 @@ class Settings(_Model):
     jump_private_key: Annotated[SecretStr | None, BeforeValidator(rule.maybe(rule.private_key))] = _key(
         "SSH private key of the jump host.", "text", None, None, shown="the server's", secret=True
     )
-    probe_image: Annotated[str, BeforeValidator(rule.image_reference)] = _key(
-        "Image with a shell and wget that asks for the health path on the container's network.",
+    edge_image: Annotated[str, BeforeValidator(rule.image_reference)] = _key(
+        "Image of the edge, a stock Caddy (2.6 or later); with `recreate` it only asks for the health path.",
         "image",
-        DEFAULT_PROBE_IMAGE,
-        DEFAULT_PROBE_IMAGE,
-        shown=f"`ESTEIRA_PROBE_IMAGE`, else `{DEFAULT_PROBE_IMAGE}`",
+        DEFAULT_EDGE_IMAGE,
+        DEFAULT_EDGE_IMAGE,
     )
+    trusted_proxies: Annotated[list[str], BeforeValidator(rule.list_of(rule.network_range, unique=True))] = (
+        _key(
+            "Addresses of proxies in front of the server whose word about the client's address is taken.",
+            "list of addresses or ranges",
+            ["10.0.0.0/8"],
+            factory=list,
+        )
+    )
+    drain_time: Seconds = _key(
+        "Most time that requests in flight have to finish on the old release after the switch.",
+        "duration",
+        "30s",
+        30.0,
+        shown="`30s`",
+    )
+    candidate_lifetime: SomeSeconds = _key(
+        "How long a healthy candidate that nobody switches to stays.", "duration", "10m", 600.0, shown="`10m`"
+    )
+    rollout: RolloutSettings = _key("The rollout.", "map", {"watch": "5s"}, factory=RolloutSettings)
     connect_timeout: SomeSeconds = _key(
         "Most time to reach a server.", "duration", "20s", 20.0, shown="`20s`"
     )
@@ -724,12 +755,6 @@ class Settings(_Model):
                 ("allowDirty",),
                 False,
             )
-        if self.strategy == "blueGreen" and "strategy" not in failed:
-            yield Fault(
-                'The strategy "blueGreen" is not accepted yet; a later version brings it.',
-                ("strategy",),
-                "recreate",
-            )
         for side in ("registry", "pull"):
             names = {f"{side}_user", f"{side}_password"}
             if names & failed or (side == "registry" and "registry_password_file" in failed):
@@ -777,6 +802,27 @@ class Settings(_Model):
                 yield Fault("The path is also the folder of another secret file.", ("secretFiles", path))
         if "health" not in failed and "container" not in failed:
             yield from self._health_faults(container)
+        if self.strategy == "blueGreen" and not failed & {"strategy", "container"}:
+            yield from self._blue_green_faults(container)
+
+    @staticmethod
+    def _blue_green_faults(container: ContainerSettings) -> Iterator[Fault]:
+        """What cannot run twice on a server, or be reached by an HTTP proxy, is replaced by recreate."""
+        reasons = [
+            f"the port {port.published} speaks {port.protocol}, and the edge of blueGreen only plain HTTP"
+            for port in container.ports
+            if port.protocol not in {"http", "h2c"}
+        ]
+        if not container.ports:
+            reasons = ["the container publishes no port that an edge could stand before"]
+        if container.networks and container.networks[0] in {"host", "none"}:
+            reasons = [f"a container on the network {container.networks[0]} cannot stand behind an edge"]
+        for reason in reasons[:1]:
+            yield Fault(
+                f"The strategy blueGreen (the default) cannot serve this: {reason}. The strategy recreate can.",
+                ("strategy",),
+                "recreate",
+            )
 
     def _health_faults(self, container: ContainerSettings) -> Iterator[Fault]:
         health = self.health
@@ -1350,7 +1396,6 @@ class _Loader:
         self._take("registry", "CI_REGISTRY")
         self._take("repository", "CI_PROJECT_PATH", str.lower)
         self._take("commit", "CI_COMMIT_SHA")
-        self._take("probeImage", "ESTEIRA_PROBE_IMAGE")
         self._registry_credentials()
         self._server_of_environment()
 

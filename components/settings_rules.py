@@ -624,7 +624,19 @@ def strategy(raw: object) -> str:
     value = line(raw)
     if re.sub(r"[^a-z]", "", value.lower()) == "bluegreen":
         return "blueGreen"
-    return choice("recreate")(value)
+    return choice("blueGreen", "recreate")(value)
+
+
+def network_range(raw: object) -> str:
+    """An address or a range of addresses (CIDR), IPv4 or IPv6."""
+    value = line(raw)
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise Wrong(
+            f"{show(value)} is neither an address nor a range of addresses such as 10.0.0.0/8."
+        ) from None
+    return value
 
 
 def health_path(raw: object) -> str:

@@ -32,7 +32,7 @@ main() {
       preDeploy=*) pre_deploy=${1#*=} ;;
       keepReleases=*) keep_releases=${1#*=} ;;
       lockTimeout=*) lock_timeout=${1#*=} ;;
-      edgeImage=* | probeImage=*) edge_image=${1#*=} ;;
+      edgeImage=*) edge_image=${1#*=} ;;
       probeNetwork=*) probe_network=${1#*=} ;;
       health.test=*) health_test=${1#*=} ;;
       health.scheme=*) health_scheme=${1#*=} ;;

@@ -64,15 +64,16 @@ create_container() {
     esac
     shift
   done
-  # The secret values go from this shell's environment: as an argument everybody on the server could read them, and an
-  # env file would lose line breaks.
   # shellcheck disable=SC2086 # secret_names and slot_options are words
-  created_id=$(export_secrets && docker create --name "$container_name" --restart no $secret_names $slot_options \
+  set -- --name "$container_name" --restart no $secret_names $slot_options \
     --label "esteira.owner=$owner" --label "esteira.role=$role" --label "esteira.release=$release" \
     --label "esteira.image=$image" --label "esteira.fingerprint=$fingerprint" --label "esteira.commit=$commit" \
-    --label "esteira.tag=$tag" "$@" 2>"$passing/error") || return 1
-  for network in $more_networks; do
-    docker network connect "$network" "$created_id" 2>"$passing/error" || return 1
+    --label "esteira.tag=$tag" "$@"
+  # The secret values go from this shell's environment: as an argument everybody on the server could read them, and an
+  # env file would lose line breaks. Nothing of ours is looked at behind the export: a secret may have any name.
+  { created_id=$(export_secrets && command docker create "$@" 9<&-); } 2>"$passing/error" || return 1
+  for joined in $more_networks; do
+    docker network connect "$joined" "$created_id" 2>"$passing/error" || return 1
   done
   copy_secret_files "$created_id" 2>"$passing/error"
 }

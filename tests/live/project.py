@@ -25,6 +25,19 @@ PORT = 8888
 """Where the application is published, unless a test says otherwise."""
 
 
+READING = {"version", "info", "inspect", "ps", "logs", "port", "images", "ls", "network ls"}
+
+
+def changes(machine: Machine) -> list[list[str]]:
+    """Docker commands of a machine that may have changed something, without the settling of the restart policy."""
+    found = []
+    for call in machine.calls():
+        words = call[1:] if call[0] in {"container", "image", "network", "volume"} else call
+        if words and words[0] not in READING and call[:2] not in (["update", "--restart"],):
+            found.append(call)
+    return found
+
+
 @dataclass
 class Outcome:
     """How one run ended, and everything that it showed."""
@@ -81,10 +94,11 @@ class Project:
             "repository": repository,
             "registryUser": registry.user,
             "pullUser": registry.pull_user,
+            "strategy": "recreate",
             "image": {"context": "app"},
             "container": {"name": "parasite", "ports": [f"{PORT}:8000"], "stopTimeout": 3},
             "health": {"path": "/health", "interval": 0.2, "startPeriod": 3, "retries": 3},
-            "probeImage": EDGE,
+            "edgeImage": EDGE,
             "servers": [],
         }
         self.secrets: dict[str, object] = {

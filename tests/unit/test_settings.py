@@ -317,7 +317,7 @@ class TestRightSettings:
             ("container/tmpfs", ["/run/cache:size=64m"]),
             ("container/labels", {"traefik.enable": "true", "com.example/team": "a"}),
             ("container/logging", {"driver": "journald"}),
-            ("container/ports", ["8888:8000", "8888:53/udp", "127.0.0.1:9000:9000", "[::1]:9000:9000"]),
+            ("container/ports", ["8888:8000", "127.0.0.1:9000:9000", "[::1]:9000:9000"]),
             ("health", {"test": "none"}),
             ("health", {"test": "image"}),
             ("health", {"test": "tcp", "port": 5432}),
@@ -325,8 +325,8 @@ class TestRightSettings:
             ("keepReleases", 0),
             ("lockTimeout", 0),
             ("preDeploy", "python3 manage.py migrate --no-input"),
-            ("probeImage", "registry.example.com:5000/tools/probe:1"),
-            ("probeImage", "caddy@sha256:" + "0" * 64),
+            ("edgeImage", "registry.example.com:5000/tools/probe:1"),
+            ("edgeImage", "caddy@sha256:" + "0" * 64),
             ("servers/0/host", "2001:db8::1"),
             ("servers/0/hostKey", f"{HOST_KEY} root@web"),
             ("serverPassword", {"web": "MARKER"}),
@@ -343,7 +343,12 @@ class TestRightSettings:
 
     def test_a_host_without_a_network_needs_only_the_port_for_health(self) -> None:
         settings = load(
-            changed(("container/networks", ["host"]), ("container/ports", ABSENT), ("health/port", 8000))
+            changed(
+                ("strategy", "recreate"),
+                ("container/networks", ["host"]),
+                ("container/ports", ABSENT),
+                ("health/port", 8000),
+            )
         )
         assert settings.health_port == 8000
 
@@ -378,7 +383,9 @@ class TestRightSettings:
         ids=str,
     )
     def test_ports(self, written: object, port: PortSettings) -> None:
-        settings = load({**LOCAL, "container": {"name": "parasite", "ports": [written]}})
+        settings = load(
+            {**LOCAL, "strategy": "recreate", "container": {"name": "parasite", "ports": [written]}}
+        )
         assert settings.container.ports == [port]
 
     def test_a_command_in_one_line_is_split_as_a_shell_splits_it(self) -> None:
@@ -458,7 +465,7 @@ class TestEnvironment:
         "CI_REGISTRY_PASSWORD": "MARKER-job",
         "CI_COMMIT_SHA": "0123456789abcdef0123456789abcdef01234567",
     }
-    BARE = {"container": {"name": "parasite"}, "servers": [{"local": True}]}  # noqa: RUF012
+    BARE = {"strategy": "recreate", "container": {"name": "parasite"}, "servers": [{"local": True}]}  # noqa: RUF012
 
     def test_registry_repository_commit_and_credentials(self) -> None:
         settings = load(self.BARE, environ=self.JOB)
@@ -527,11 +534,6 @@ class TestEnvironment:
         )
         assert settings.server_password == settings.server_private_key == {}
 
-    def test_the_probe_image_of_the_machine(self) -> None:
-        environ = {"ESTEIRA_PROBE_IMAGE": "esteira/edge:local"}
-        assert load(LOCAL, environ=environ).probe_image == "esteira/edge:local"
-        assert load({**LOCAL, "probeImage": "caddy:2"}, environ=environ).probe_image == "caddy:2"
-
     def test_the_registrys_password_from_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "password").write_text("MARKER-file\n")
         values = {**LOCAL, "registryUser": "esteira", "registryPasswordFile": "password"}
@@ -574,7 +576,7 @@ class TestStackFiles:
     def test_the_local_stack_is_the_procedures_container(self) -> None:
         values, _ = parse_stack_file(ROOT / "Pulumi.local.yaml")
         assert values["container"] == {"name": "parasite", "ports": ["8888:8000"]}
-        assert "probeImage" not in values, "the command line chooses it by ESTEIRA_PROBE_IMAGE"
+        assert values["edgeImage"] == "esteira/edge:local", "what ./esteira up prepares"
 
     def test_values_are_what_the_engine_would_hand_over(self, tmp_path: Path) -> None:
         """PyYAML alone makes 15 of 0017, 3233 of 53:53, and false of no."""
@@ -633,7 +635,7 @@ class TestPulumi:
         monkeypatch.setattr(pulumi, "get_project", lambda: "esteira")
         monkeypatch.setattr(pulumi, "get_stack", lambda: "staging")
         monkeypatch.setattr(pulumi, "get_root_directory", lambda: str(tmp_path))
-        for variable in ("CI_REGISTRY", "CI_COMMIT_SHA", "ESTEIRA_PROBE_IMAGE", "DEPLOYMENT_SERVER_KEY"):
+        for variable in ("CI_REGISTRY", "CI_COMMIT_SHA", "DEPLOYMENT_SERVER_KEY"):
             monkeypatch.delenv(variable, raising=False)
 
     @staticmethod

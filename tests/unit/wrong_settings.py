@@ -510,22 +510,22 @@ WRONG = (
         ('esteira:commit: "0123abc…"',),
     ),
     Wrong(
-        (("probeImage", "caddy"),),
-        "probeImage",
+        (("edgeImage", "caddy"),),
+        "edgeImage",
         '"caddy" names no version of the image: add a tag or a digest.',
-        ('esteira:probeImage: "caddy:2.11.9-alpine"',),
+        ('esteira:edgeImage: "caddy:2.11.9-alpine"',),
     ),
     Wrong(
-        (("probeImage", "https://example.com/caddy:2"),),
-        "probeImage",
+        (("edgeImage", "https://example.com/caddy:2"),),
+        "edgeImage",
         "This is not an image: an image is written without a scheme, user or password.",
-        ('esteira:probeImage: "caddy:2.11.9-alpine"',),
+        ('esteira:edgeImage: "caddy:2.11.9-alpine"',),
     ),
     Wrong(
-        (("probeImage", "caddy@sha256:0123"),),
-        "probeImage",
+        (("edgeImage", "caddy@sha256:0123"),),
+        "edgeImage",
         "The digest of the image is not complete: it is sha256: and 64 hexadecimal digits.",
-        ('esteira:probeImage: "caddy:2.11.9-alpine"',),
+        ('esteira:edgeImage: "caddy:2.11.9-alpine"',),
     ),
     # The image
     Wrong(
@@ -914,6 +914,7 @@ WRONG = (
         (
             ("container/networks", ["host"]),
             ("container/ports", ABSENT),
+            ("strategy", "recreate"),
         ),
         "health.port",
         'The test "http" needs a port, and the container publishes none: say which one of the',
@@ -1225,17 +1226,20 @@ WRONG = (
         "health.port",
         'The test "http" needs a port, and the container publishes none: say which one of the',
         ("esteira:health:", "  port: 8000"),
+        also=("strategy",),
     ),
     Wrong(
         (("container/ports", ["53:53/udp", "8888:8000"]),),
         "health.port",
         "The first published port speaks udp; say which port of the container is an http port.",
         ("esteira:health:", "  port: 8000"),
+        also=("strategy",),
     ),
     Wrong(
         (
             ("container/ports", ["53:53/udp"]),
             ("health/port", 53),
+            ("strategy", "recreate"),
         ),
         "health.port",
         'The port 53 is published for UDP, and the test "http" speaks TCP.',
@@ -1246,24 +1250,50 @@ WRONG = (
         "health.port",
         "The first published port speaks tcp; say which port of the container is an http port.",
         ("esteira:health:", "  port: 8000"),
+        also=("strategy",),
     ),
     Wrong(
-        (("strategy", "blueGreen"),),
+        (("container/ports", ["25:25/tcp"]), ("health", {"test": "tcp"})),
         "strategy",
-        'The strategy "blueGreen" is not accepted yet; a later version brings it.',
+        "The strategy blueGreen (the default) cannot serve this: the port 25 speaks tcp, and the edge of "
+        "blueGreen only plain HTTP. The strategy recreate can.",
         ("esteira:strategy: recreate",),
     ),
     Wrong(
-        (("strategy", "bluegreen"),),
+        (
+            ("container/networks", ["host"]),
+            ("container/ports", []),
+            ("health", {"test": "tcp", "port": 8000}),
+        ),
         "strategy",
-        'The strategy "blueGreen" is not accepted yet; a later version brings it.',
+        "The strategy blueGreen (the default) cannot serve this: a container on the network host cannot "
+        "stand behind an edge. The strategy recreate can.",
         ("esteira:strategy: recreate",),
+    ),
+    Wrong(
+        (("container/ports", []), ("health", {"test": "none"})),
+        "strategy",
+        "The strategy blueGreen (the default) cannot serve this: the container publishes no port that an edge could "
+        "stand before. The strategy recreate can.",
+        ("esteira:strategy: recreate",),
+    ),
+    Wrong(
+        (("trustedProxies", ["proxy.example.org"]),),
+        "trustedProxies[0]",
+        '"proxy.example.org" is neither an address nor a range of addresses such as 10.0.0.0/8.',
+        ("esteira:trustedProxies:", '  - "10.0.0.0/8"'),
+    ),
+    Wrong(
+        (("rollout", {"watch": "-1s"}),),
+        "rollout.watch",
+        "",
+        ("esteira:rollout:", "  watch: 3s"),
     ),
     Wrong(
         (("strategy", "rolling"),),
         "strategy",
-        '"rolling" is not one of the possible words: recreate.',
-        ("esteira:strategy: recreate",),
+        '"rolling" is not one of the possible words: blueGreen, recreate.',
+        ("esteira:strategy: blueGreen",),
     ),
     Wrong(
         (("keepReleases", -1),),
@@ -1837,13 +1867,6 @@ WRONG = (
         '"main" is not a commit: write 7 to 40 digits of its sha (git rev-parse NAME prints it),',
         ('esteira:commit: "0123abc"',),
         options={"environ": {"CI_COMMIT_SHA": "main"}},
-    ),
-    Wrong(
-        (),
-        "probeImage",
-        '"caddy" names no version of the image: add a tag or a digest.',
-        ('esteira:probeImage: "caddy:2.11.9-alpine"',),
-        options={"environ": {"ESTEIRA_PROBE_IMAGE": "caddy"}},
     ),
     Wrong(
         (("servers", ABSENT),),
