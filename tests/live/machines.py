@@ -23,14 +23,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-BRIDGE = "esteira-live"
-HERE = "10.213.0.1"
-"""The bridge's and this machine's address on it; nothing else on this machine is in 10.213.0.0/24."""
+ROOM = int(os.environ.get("ESTEIRA_LIVE_ROOM", "0"))
+"""Which room of this machine is used, 0 to 9: test runs in different rooms do not wait for each other."""
+BRIDGE = f"esteira-live{ROOM}"
+NETWORK = f"10.213.{ROOM}"
+HERE = f"{NETWORK}.1"
+"""The bridge's and this machine's address on it; nothing else on this machine is in the room's network."""
 
-NAMESPACE_PREFIX = "esteira-live-"
-PREFIX = "esteira-live."
+NAMESPACE_PREFIX = f"esteira-live{ROOM}-"
+PREFIX = f"esteira-live{ROOM}."
 BASE = Path("/var/tmp")
 PASSWORD = "Pa55-of-the-server-QX71"
 """Password of every user on every machine: a marker, looked for where it must not be."""
@@ -257,9 +260,9 @@ class Machine:
             env={**os.environ, "DOCKER_HOST": self.docker_host, **self.environment},
         ).strip()
 
-    def inspect(self, name: str) -> dict[str, object]:
+    def inspect(self, name: str) -> dict[str, Any]:
         """Read what Docker says of a container."""
-        found: list[dict[str, object]] = json.loads(self.docker("inspect", name))
+        found: list[dict[str, Any]] = json.loads(self.docker("inspect", name))
         return found[0]
 
     def containers(self, *filters: str) -> list[str]:
@@ -401,7 +404,7 @@ class Room:
     @classmethod
     def open(cls) -> Room:
         """Wait for the room to be free, remove what a killed run left, and set it up."""
-        lock = (BASE / "esteira-live.lock").open("w")
+        lock = (BASE / f"esteira-live{ROOM}.lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
         clean()
         room = cls(lock)
@@ -411,8 +414,8 @@ class Room:
     def machine(
         self, name: str, number: int, *, disk_megabytes: int | None = None, sshd: bool = True
     ) -> Machine:
-        """Start a machine with address 10.213.0.``number``; it is not up yet."""
-        made = Machine(name, f"10.213.0.{number}", self.folder / name)
+        """Start a machine with address ``NETWORK.number``; it is not up yet."""
+        made = Machine(name, f"{NETWORK}.{number}", self.folder / name)
         made.folder.mkdir()
         self.machines.append(made)
         made.start(disk_megabytes=disk_megabytes, sshd=sshd)
@@ -421,10 +424,10 @@ class Room:
     def black_hole(self, number: int) -> str:
         """Make an address that takes every packet and answers none."""
         name = f"hole{number}"
-        _network(name, f"10.213.0.{number}")
+        _network(name, f"{NETWORK}.{number}")
         netns = f"{NAMESPACE_PREFIX}{name}"
         run("ip", "netns", "exec", netns, "iptables", "-w", "-P", "INPUT", "DROP")
-        return f"10.213.0.{number}"
+        return f"{NETWORK}.{number}"
 
     def close(self) -> None:
         """End all machines and remove every trace."""
@@ -439,7 +442,7 @@ class Room:
 
 def _network(name: str, address: str) -> None:
     """Make a namespace with one interface on the bridge."""
-    netns, veth = NAMESPACE_PREFIX + name, f"esl-{name}"[:15]
+    netns, veth = NAMESPACE_PREFIX + name, f"esl{ROOM}-{name}"[:15]
     run("ip", "netns", "add", netns)
     run("ip", "link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", netns)
     run("ip", "link", "set", veth, "master", BRIDGE, "up")

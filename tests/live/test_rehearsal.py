@@ -11,7 +11,7 @@ import pytest
 
 import rehearsal
 from rehearsal import RehearsalError
-from tests.live.machines import PASSWORD, Machine, Room
+from tests.live.machines import HERE, PASSWORD, Machine, Room
 from tests.live.registry import Registry
 from tests.live.watching import process_list
 
@@ -120,7 +120,7 @@ class TestImage:
         with pytest.raises(RehearsalError, match=r"refused the login of pusher.*CI_REGISTRY_PASSWORD"):
             small.run(self.PROGRAM, name=name, registry=registry.address, password="wrong")
         with pytest.raises(RehearsalError, match="Check that it is running"):
-            small.run(self.PROGRAM, name="10.213.0.1:5009/x", registry="10.213.0.1:5009", password="wrong")
+            small.run(self.PROGRAM, name=f"{HERE}:5009/x", registry=f"{HERE}:5009", password="wrong")
         assert "wrong" not in small.shown.split()
 
     def test_a_failing_build_ends_with_its_last_lines(self, small: Small, registry: Registry) -> None:
