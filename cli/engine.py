@@ -244,6 +244,8 @@ def _causes(events: Path) -> list[str]:
             with suppress(ValueError, AttributeError):
                 event = json.loads(line).get("diagnosticEvent") or {}
                 text = re.sub(r"<\{%.*?%\}>", "", str(event.get("message", ""))).strip()
+                # A command's own text stands above already; what it said is the cause.
+                text = re.sub(r'^exit status \d+: running "(?:[^"\\]|\\.)*":?\s*', "", text) or text
                 if event.get("severity") == "error" and text and text not in texts:
                     texts.append(text)
     # The engine adds one of these for every run that failed; they say nothing.

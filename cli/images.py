@@ -22,9 +22,6 @@ BASE_PYTHON = "esteira/base-python:local"
 REGISTRY = "esteira/registry:local"
 EDGE = "esteira/edge:local"
 
-LABEL = "esteira.local=true"
-"""On whatever the local stack itself makes in Docker; `./esteira down` goes by it."""
-
 _HUB_SECONDS = 20
 """How long Docker Hub may take until it begins to answer."""
 _PULL_SECONDS = 900
@@ -216,7 +213,7 @@ def _make_python(folder: Path) -> None:
             ["tar", "-C", str(tree), "--numeric-owner", "--exclude=./dev/*", "--exclude=./proc/*", "-c", "."]
         ),
         [
-            *("docker", "import", "--change", f"LABEL {LABEL}", "--change", "ENV LANG=C.UTF-8"),
+            *("docker", "import", "--change", "ENV LANG=C.UTF-8"),
             *("--change", 'CMD ["python3"]', "-", f"{BASE_PYTHON}-making"),
         ],
         timeout=300,
@@ -308,7 +305,7 @@ def _make_registry(folder: Path) -> None:
         'CMD ["/etc/docker/registry/config.yml"]',
         "EXPOSE 5000",
     )
-    packages.import_image(f"{REGISTRY}-making", [*changes, f"LABEL {LABEL}"], debs, files)
+    packages.import_image(f"{REGISTRY}-making", changes, debs, files)
 
 
 def _make_edge(folder: Path) -> None:
@@ -330,7 +327,7 @@ def _make_edge(folder: Path) -> None:
         "WORKDIR /srv",
         'CMD ["caddy", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"]',
     )
-    packages.import_image(f"{EDGE}-making", [*changes, f"LABEL {LABEL}"], debs, files)
+    packages.import_image(f"{EDGE}-making", changes, debs, files)
 
 
 def _system_files() -> dict[str, bytes | str | None]:

@@ -87,13 +87,17 @@ def _remove_application_images(place: local.Place) -> list[str]:
     """Remove the images that were built for the local registry: its address is this machine's own, nobody else's."""
     repository = image_name(place.settings())
     names = docker.docker(
-        "image", "ls", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}", repository
-    )
+        "image", "ls", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}", repository
+    ).splitlines()
+    # A build whose tag has moved on has no name any more, but the label that the example's Dockerfile gives it.
+    nameless = ("--filter", "dangling=true", "--filter", "label=esteira.example=parasite")
+    names += docker.docker(
+        "image", "ls", *nameless, "--format", "an-earlier-build:<none> {{.ID}}"
+    ).splitlines()
     removed = []
-    for line in names.splitlines():
+    for line in names:
         tag, identity = line.split()
-        name = identity if tag.endswith(":<none>") else tag
         with suppress(shell.CommandError):
-            docker.docker("rmi", name)
-            removed.append(f"image {tag}")
+            docker.docker("rmi", identity if tag.endswith(":<none>") else tag)
+            removed.append(f"image {tag.removesuffix(':<none>')}")
     return removed

@@ -27,7 +27,9 @@ PROJECT = "esteira"
 
 REGISTRY_CONTAINER = "esteira-registry"
 REGISTRY_VOLUME = "esteira-registry"
+_LABEL = "esteira.local=true"
 _CHECKOUT = "esteira.checkout"
+"""Labels of container and volume: what they are, and whose."""
 _ANSWER_SECONDS = 30
 
 
@@ -185,12 +187,12 @@ def _is_as_declared(settings: Settings) -> bool:
 
 def _create_registry(place: Place, settings: Settings) -> None:
     if docker.labels_of("volume", REGISTRY_VOLUME) is None:
-        labels = [*("--label", images.LABEL), *("--label", f"{_CHECKOUT}={place.root}")]
+        labels = [*("--label", _LABEL), *("--label", f"{_CHECKOUT}={place.root}")]
         docker.docker("volume", "create", *labels, REGISTRY_VOLUME)
     password_file = "/etc/docker/registry/htpasswd"  # noqa: S105 - a path
     docker.docker(
         *("create", "--name", REGISTRY_CONTAINER, "--restart", "always"),
-        *("--label", images.LABEL, "--label", f"{_CHECKOUT}={place.root}"),
+        *("--label", _LABEL, "--label", f"{_CHECKOUT}={place.root}"),
         *("--publish", f"127.0.0.1:{settings.registry.rpartition(':')[2]}:5000"),
         *("--volume", f"{REGISTRY_VOLUME}:/var/lib/registry"),
         *("--env", "REGISTRY_AUTH=htpasswd", "--env", "REGISTRY_AUTH_HTPASSWD_REALM=esteira"),
