@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 KNOBS = json.loads(Path(__file__).with_name("knobs.json").read_text())
 STARTED = time.time()
+asked = {"/": 0, "/health": 0}
 
 
 def knob(name: str, default: str) -> str:
@@ -29,6 +30,13 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def health() -> int:
+    """Give the status of /health; with ``sick_after`` requests served it is 500, with ``flaps`` every other time."""
+    if asked["/"] >= int(knob("sick_after", "1000000000")) or (knob("flaps", "") and asked["/health"] % 2):
+        return 500
+    return int(knob("health_status", "200"))
+
+
 class Handler(BaseHTTPRequestHandler):
     """Answers every path."""
 
@@ -38,10 +46,12 @@ class Handler(BaseHTTPRequestHandler):
         """Answer."""
         url = urlsplit(self.path)
         status, body = 200, ""
+        if url.path in asked:
+            asked[url.path] += 1
         if url.path == "/":
             body = f"commit {os.environ.get('ESTEIRA_COMMIT', 'unknown')} text {knob('text', 'hello')}"
         elif url.path == "/health":
-            status = int(knob("health_status", "200"))
+            status = health()
             body = "well" if status == 200 else "unwell"
         elif url.path == "/slow":
             time.sleep(float(parse_qs(url.query)["seconds"][0]))
