@@ -97,7 +97,7 @@ def _install(own: Path) -> str | None:
         "import socket, sys; from pulumi.automation import PulumiCommand\n"
         f"socket.setdefaulttimeout({_CONNECT_SECONDS})\n"
         "try: PulumiCommand.install(root=sys.argv[1])\n"
-        "except Exception as error: sys.exit(f'{type(error).__name__}: {error}'[-300:])\n"
+        "except Exception as error: sys.exit(str(getattr(error, 'reason', error))[-300:])\n"
     )
     try:
         result = shell.run([sys.executable, "-c", program, str(own)], timeout=_INSTALL_SECONDS, check=False)
