@@ -46,7 +46,7 @@ prepare_candidate() {
     return 0
   fi
   make_network
-  if [ -n "$active" ]; then free=$(other_slot "$active"); else free=blue; fi
+  choose_slot
   clear_slot
   slot_options="--network $network --network-alias $name-$free"
   if [ -n "$declared_id" ]; then
@@ -63,6 +63,17 @@ prepare_candidate() {
   still_wanted
   prepare_gate "$network"
   start_candidate
+}
+
+# Sets free: the slot that the edge does not point at. Before there is an edge, the declared release stays where it runs.
+choose_slot() {
+  free=blue
+  if [ -n "$active" ]; then
+    free=$(other_slot "$active")
+  elif [ -n "$declared_id" ]; then
+    slot_holder green
+    [ "$holder_id" != "$declared_id" ] || free=green
+  fi
 }
 
 start_candidate() {
@@ -154,21 +165,23 @@ switch() {
     return 0
   fi
   old_id=$serving_id old_slot=$active took_over=''
+  [ "$old_id" != "$candidate_id" ] || old_id=''
   docker update --restart "$restart" "$candidate_id" >/dev/null
   if edge_is_declared; then
-    update_slot "$free"
+    configure_running_edge "$free"
     point_edge "$free" || {
       abandon
       fail "The edge of $name on server $server does not answer; nothing was switched. Look at it there: docker logs $edge"
     }
   else
-    install_edge
+    bring_edge
   fi
   measure "$candidate_start"
   say "switched to commit $short_commit, $took after its start"
   watch_release
   give_slot_names
   drain
+  remove_other_edge
   prune_releases
 }
 
@@ -204,7 +217,7 @@ point_back() {
     taken_back="The edge points back to commit $(printf %.7s "$serving_commit")."
   else
     probe_close
-    docker rm --force "$edge_id" >/dev/null
+    if [ -n "$domain" ]; then remove_site; else remove_own_edge; fi
     edge_id='' taken_back="No release served before, and none serves now."
   fi
   abandon
@@ -231,11 +244,12 @@ settle_slots() {
     docker rename "$serving_id" "$name"
   fi
   if edge_is_declared; then
-    update_slot "$active"
+    configure_running_edge "$active"
   else
     free=$active
-    install_edge
+    bring_edge
   fi
+  remove_other_edge
   while read -r id state _; do
     [ -n "$id" ] && [ "$id" != "$serving_id" ] || continue
     [ "$state" = exited ] || [ "$state" = created ] || { old_id=$id old_slot=$(other_slot "$active") && drain; }
@@ -269,19 +283,13 @@ edge_is_declared() {
   [ -n "$active" ] && [ "$edge_mark" = "$edge_fingerprint" ]
 }
 
-# The slot's port in the container may have changed: its file is written anew, and only then is the edge reloaded.
-update_slot() {
-  rm -rf "$passing/edge"
-  write_configuration "$passing/edge" "$1"
-  changed=
-  for file in "$passing/edge/Caddyfile" "$passing/edge/$name"/*; do
-    path=${file#"$passing"}
-    [ "$(docker exec "$edge_id" cat "$path" 2>/dev/null)" = "$(cat "$file")" ] || changed=yes
-  done
-  [ -n "$changed" ] || return 0
-  say "the edge's configuration changes: reloading it (long-lived connections are cut)"
-  docker cp "$passing/edge/." "$edge_id:/edge" && docker exec "$edge_id" caddy reload --config /edge/Caddyfile --adapter caddyfile >/dev/null 2>"$passing/error" ||
-    refuse "The edge cannot be reloaded" "$(tail -n 1 "$passing/error")"
+bring_edge() {
+  if [ -n "$domain" ]; then add_site "$free"; else install_edge; fi
+}
+
+# What is left where an application got a domain, or lost it.
+remove_other_edge() {
+  if [ -n "$domain" ]; then remove_own_edge; else remove_site; fi
 }
 
 # Puts an edge in front of the candidate: the first one, one with other ports or image, or one that takes the port over
@@ -301,7 +309,7 @@ install_edge() {
   probe_close
   if [ -n "$edge_id" ]; then
     docker stop --time 2 "$edge_id" >/dev/null
-  elif [ -n "$serving_id" ]; then
+  elif [ -n "$serving_id" ] && [ -n "$(docker port "$serving_id")" ]; then
     took_over=yes
     stop_container "$serving_id"
   fi

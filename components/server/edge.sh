@@ -1,5 +1,8 @@
 # Esteira on a server: the edge. A stock Caddy that owns the published ports and knows two slots, blue and green.
 #
+# An application with plain ports has an edge of its own, NAME-edge. Applications with a domain share one, esteira-edge, on
+# 80 and 443; in its folder /edge each has a site, which is the only thing that a reload adds or takes away.
+#
 # A request goes to the green slot while the file /edge/NAME/green exists, else to the blue one. Switching is making or
 # removing that one file: no configuration changes during a release, because a reload cuts WebSockets and drops requests.
 # It dials the network aliases NAME-blue and NAME-green, which survive renames, never container names.
@@ -22,7 +25,9 @@ enter_edge() {
     say "started the edge, which was $edge_state"
   fi
   [ -n "$probe_is_open" ] || probe_open_in_edge || return 1
-  probe_ask "slot 5 /edge/$name/green" || return 1
+  probe_ask "slot 5 /edge/$name" || return 1
+  # An edge that other applications share may not know this one yet.
+  [ "$answer" != none ] || { probe_close && return 1; }
   active=$answer
 }
 
@@ -32,7 +37,7 @@ other_slot() {
 
 # The one step that moves traffic: requests that begin after it go to slot $1.
 point_edge() {
-  probe_ask "point-$1 5 /edge/$name/green" && [ "$answer" = "$1" ] || return 1
+  probe_ask "point-$1 5 /edge/$name" && [ "$answer" = "$1" ] || return 1
   active=$1
 }
 
@@ -65,9 +70,10 @@ slot_configuration() {
   echo "}"
 }
 
-# Prints one site: its address in $1, the number of its port in $2, and whether it has a domain.
+# Prints one site: its address in $1, the number of its port in $2.
 site_configuration() {
   echo "$1 {"
+  [ -z "$domain" ] || [ -z "$acme_email$acme_directory" ] || certificate_configuration
   echo "	@green file {"
   echo "		root /edge/$name"
   echo "		try_files /green"
@@ -85,6 +91,19 @@ site_configuration() {
   echo "}"
 }
 
+# Prints how the site gets its certificate: by ACME, or from the edge's own authority where acme_directory is internal.
+certificate_configuration() {
+  case $acme_directory in
+    internal) echo "	tls internal" ;;
+    *)
+      echo "	tls $acme_email {"
+      [ -z "$acme_directory" ] || echo "		ca $acme_directory"
+      [ -z "$acme_root" ] || echo "		ca_root /edge/$name/acme-root.pem"
+      echo "	}"
+      ;;
+  esac
+}
+
 main_configuration() {
   echo "{"
   # Its own loopback: nobody outside the container reaches it.
@@ -94,10 +113,6 @@ main_configuration() {
     echo "	servers {"
     echo "		protocols h1 h2 h2c"
     echo "	}"
-  else
-    [ -z "$acme_email" ] || echo "	email $acme_email"
-    [ -z "$acme_ca" ] || echo "	acme_ca $acme_ca"
-    [ -z "$acme_ca_root" ] || echo "	acme_ca_root $acme_ca_root"
   fi
   echo "}"
   echo "import /edge/*/site"
@@ -109,6 +124,7 @@ write_configuration() {
   main_configuration >"$1/Caddyfile"
   port_number=0
   : >"$1/$name/site"
+  [ -z "$acme_root" ] || printf '%s\n' "$acme_root" >"$1/$name/acme-root.pem"
   for port in $edge_ports; do
     protocol=${port%%/*} target=${port##*/}
     address=http://:$((10000 + port_number))
@@ -133,18 +149,91 @@ create_edge() {
   edge_name=$1
   shift
   docker image inspect "$edge_image" >/dev/null 2>&1 || pull "$edge_image"
-  created_edge=$(docker create --name "$edge_name" --restart always --network "$network" --log-opt max-size=10m --log-opt max-file=3 \
+  created_edge=$(docker create --name "$edge_name" --restart always --network "$edge_network" --log-opt max-size=10m --log-opt max-file=3 \
     --label "esteira.owner=$edge_owner" --label esteira.role=edge --label "esteira.edge=$edge_fingerprint" \
     --volume "$edge:/edge" --volume "$edge-data:/data" "$@" "$edge_image" \
     caddy run --config /edge/Caddyfile --adapter caddyfile 2>"$passing/error") ||
     refuse "The edge cannot be created" "$(tail -n 1 "$passing/error")"
 }
 
-# Puts the configuration into the edge's volume: all of it for an edge that does not run yet.
+# Puts the configuration into the volume of an edge that does not run yet; its first slot is $1.
 configure_stopped_edge() {
   rm -rf "$passing/edge"
   write_configuration "$passing/edge" "blue green"
   [ "$1" != green ] || : >"$passing/edge/$name/green"
   docker cp "$passing/edge/." "$created_edge:/edge" 2>"$passing/error" ||
     refuse "The edge cannot be configured" "$(tail -n 1 "$passing/error")"
+}
+
+# Brings the running edge's files up to date for the slots in $1, and reloads it if that changed any. A file appears by
+# rename, so that an edge that restarts at any moment finds a whole configuration.
+configure_running_edge() {
+  rm -rf "$passing/edge"
+  write_configuration "$passing/edge" "$1"
+  changed=
+  for file in "$passing/edge/Caddyfile" "$passing/edge/$name"/*; do
+    [ "$(docker exec "$edge_id" cat "${file#"$passing"}" 2>/dev/null)" = "$(cat "$file")" ] || changed=yes
+  done
+  [ -n "$changed" ] || return 0
+  say "the edge's configuration changes: reloading it (long-lived connections are cut)"
+  for file in "$passing/edge/Caddyfile" "$passing/edge/$name"/*; do
+    mv "$file" "$file.new"
+  done
+  docker exec "$edge_id" sh -c "mkdir -p /edge/$name && rm -rf /tmp/before && cp -a /edge /tmp/before" 2>"$passing/error" &&
+    docker cp "$passing/edge/." "$edge_id:/edge" 2>"$passing/error" &&
+    docker exec "$edge_id" sh -c "for file in /edge/Caddyfile.new /edge/$name/*.new; do mv \"\$file\" \"\${file%.new}\"; done" 2>"$passing/error" &&
+    reload_edge && return 0
+  docker exec "$edge_id" sh -c "rm -rf /edge/$name && cp -a /tmp/before/. /edge" 2>/dev/null
+  refuse "The edge cannot be reloaded" "$(tail -n 1 "$passing/error")"
+}
+
+reload_edge() {
+  docker exec "$edge_id" caddy reload --config /edge/Caddyfile --adapter caddyfile >/dev/null 2>"$passing/error"
+}
+
+# Adds this application to the edge that applications with a domain share; it points at slot $1 from then on.
+add_site() {
+  if [ -z "$edge_id" ]; then
+    # Docker publishes ports by the network that comes first in the alphabet: with one that is before all others, another
+    # application's arrival moves nothing.
+    docker network create --label esteira.owner=esteira esteira >/dev/null 2>&1
+    create_edge "$edge" --publish=80:80 --publish=443:443 --publish=443:443/udp
+    docker network connect "$network" "$created_edge"
+    configure_stopped_edge "$1"
+    still_wanted
+    if ! docker start "$created_edge" >/dev/null 2>"$passing/error"; then
+      message=$(tail -n 1 "$passing/error")
+      docker rm --force --volumes "$created_edge" >/dev/null
+      refuse "The shared edge does not start on server $server" "$message"
+    fi
+    edge_id=$created_edge
+  else
+    docker network connect "$network" "$edge_id" 2>/dev/null
+    [ "$1" = blue ] || docker exec "$edge_id" sh -c "mkdir -p /edge/$name && : >/edge/$name/green"
+    configure_running_edge "blue green"
+  fi
+  edge_state=running edge_mark=$edge_fingerprint
+  probe_close
+  enter_edge || fail "The shared edge does not answer on server $server. Look at it there: docker logs $edge"
+}
+
+# Takes this application from the shared edge, and the edge away with its last application.
+remove_site() {
+  shared=$(docker container inspect --format '{{.Id}}' esteira-edge 2>/dev/null) || return 0
+  docker exec "$shared" test -e "/edge/$name/site" 2>/dev/null || return 0
+  if [ "$(docker exec "$shared" sh -c 'ls -d /edge/*/site' 2>/dev/null)" = "/edge/$name/site" ]; then
+    docker rm --force "$shared" >/dev/null
+    docker volume rm esteira-edge esteira-edge-data >/dev/null 2>&1
+    docker network rm esteira >/dev/null 2>&1
+  else
+    docker exec "$shared" sh -c "rm -rf /edge/$name && caddy reload --config /edge/Caddyfile --adapter caddyfile" >/dev/null 2>&1
+    docker network disconnect --force "$network" "$shared" >/dev/null 2>&1
+  fi
+}
+
+# Takes away this application's own edge.
+remove_own_edge() {
+  docker container inspect "$name-edge" >/dev/null 2>&1 || return 0
+  docker rm --force "$name-edge" >/dev/null
+  docker volume rm "$name-edge" "$name-edge-data" >/dev/null 2>&1
 }

@@ -8,9 +8,9 @@ probe_program='
 while read -r kind seconds target; do
   case $kind in
     http) said=$(timeout "$seconds" wget -S -O /dev/null --no-check-certificate "$target" 2>&1 </dev/null) ;;
-    slot) said=blue && [ ! -e "$target" ] || said=green ;;
-    point-green) : >"$target" && said=green ;;
-    point-blue) rm -f "$target" && said=blue ;;
+    slot) if [ -e "$target/green" ]; then said=green; elif [ -e "$target/site" ]; then said=blue; else said=none; fi ;;
+    point-green) : >"$target/green" && said=green ;;
+    point-blue) rm -f "$target/green" && said=blue ;;
     upstreams) said=$(timeout "$seconds" wget -q -O - http://localhost:2019/reverse_proxy/upstreams 2>&1 </dev/null) ;;
     tcp) said=$(timeout "$seconds" nc -z -w "$seconds" ${target%:*} ${target##*:} 2>&1 </dev/null) && said=connected ;;
   esac
@@ -56,6 +56,7 @@ probe_close() {
   exec 7>&- 8<&-
   wait "$probe_process" 2>/dev/null
   probe_is_open=
+  return 0
 }
 
 # Sets gate: what the release is judged by. auto: the image's own HEALTHCHECK, else whether the port answers.

@@ -44,6 +44,10 @@ main() {
       health.retries=*) health_retries=${1#*=} ;;
       health.startPeriod=*) hundredths "${1#*=}" && health_start_period=$hundredths ;;
       port=*) add_port "${1#*=}" ;;
+      domain=*) domain=${1#*=} ;;
+      acme.email=*) acme_email=${1#*=} ;;
+      acme.directory=*) acme_directory=${1#*=} ;;
+      acme.root=*) acme_root=${1#*=} ;;
       trustedProxies=*) trusted_proxies=${1#*=} ;;
       watch=*) hundredths "${1#*=}" && watch=$hundredths ;;
       drainTime=*) hundredths "${1#*=}" && drain_time=$hundredths ;;
@@ -61,8 +65,9 @@ main() {
   operator="$owner by ${SUDO_USER:-$(id -un)}${client:+ from $client} ($request)"
   short_commit=$(printf %.7s "$commit")
   require_docker
-  network=esteira-$name edge=$name-edge edge_owner=$owner
+  network=esteira-$name edge=$name-edge edge_network=esteira-$name edge_owner=$owner
   edge_fingerprint=$(printf '%s' "$edge_image$published_ports" | tr ' ' ,)
+  [ -z "$domain" ] || { edge=esteira-edge edge_network=esteira edge_owner=esteira edge_fingerprint=$edge_image,80,443; }
   case $phase in
     read) read_server ;;
     deploy | candidate | switch)

@@ -8,8 +8,8 @@ read_server() {
     "$name" 2>/dev/null
   list_releases | sed 's/^/release /'
   docker container inspect --format \
-    'edge {{.State.Status}} {{with index .Config.Labels "esteira.edge"}}{{.}}{{else}}-{{end}}' "$name-edge" 2>/dev/null
-  docker exec "$name-edge" sh -c "if [ -e '/edge/$name/green' ]; then echo slot $name-green; else echo slot $name-blue; fi" 2>/dev/null
+    'edge {{.State.Status}} {{with index .Config.Labels "esteira.edge"}}{{.}}{{else}}-{{end}}' "$edge" 2>/dev/null
+  docker exec "$edge" sh -c "if [ -e '/edge/$name/green' ]; then echo slot $name-green; elif [ -e '/edge/$name/site' ]; then echo slot $name-blue; fi" 2>/dev/null
   docker ps --no-trunc --filter "label=esteira.owner=$owner" --filter label=esteira.role=release --quiet |
     xargs -r docker inspect --format 'running {{.Name}} {{range .NetworkSettings.Networks}}{{range .Aliases}}{{.}} {{end}}{{end}}' 2>/dev/null
   echo end

@@ -69,10 +69,8 @@ give_names() {
     docker rename "$candidate_id" "$name"
   fi
   docker update --restart "$restart" "$candidate_id" >/dev/null
-  if [ -n "$edge_id" ]; then
-    docker rm --force "$edge_id" >/dev/null
-    docker volume rm "$edge" "$edge-data" >/dev/null 2>&1
-  fi
+  [ -z "$edge_id" ] || remove_own_edge
+  remove_site
   tell_adopted
 }
 

@@ -3,6 +3,7 @@
 remove() {
   removed=0
   remove_leftovers
+  remove_site
   for id in $(docker ps --all --quiet --no-trunc --filter "label=esteira.owner=$owner"); do
     stop_container "$id"
     forget_container "$id" && removed=$((removed + 1))
