@@ -21,12 +21,10 @@ def owner_of(settings: Settings) -> str:
 
 def identity_values(settings: Settings, server: ServerSettings) -> list[tuple[str, str]]:
     """Return the arguments that say which container on which server is meant."""
-    return [
-        ("server", server.name),
-        ("owner", owner_of(settings)),
-        ("name", settings.container.name),
-        ("lockTimeout", f"{math.ceil(settings.lock_timeout)}"),
-    ]
+    values = [("server", server.name), ("owner", owner_of(settings)), ("name", settings.container.name)]
+    if settings.domain:
+        values.append(("domain", ", ".join(settings.domain)))
+    return [*values, ("lockTimeout", f"{math.ceil(settings.lock_timeout)}")]
 
 
 def phase_values(
@@ -49,7 +47,8 @@ def phase_values(
         *(("network", network) for network in declared_networks(settings)),
         *health_values(settings),
     ]
-    if settings.pre_deploy:
+    if settings.pre_deploy and server is settings.servers[0]:
+        # On one server only: its own candidate runs it, and those of the others wait for that.
         values.append(("preDeploy", shlex.join(settings.pre_deploy)))
     values.append(("edgeImage", settings.edge_image))
     if settings.strategy == "recreate":
@@ -62,6 +61,13 @@ def edge_values(settings: Settings) -> list[tuple[str, str]]:
     values = [
         ("port", f"{published_at(port)}:{port.target}/{port.protocol}") for port in settings.container.ports
     ]
+    for key, value in (
+        ("acme.email", settings.acme.email),
+        ("acme.directory", settings.acme.directory),
+        ("acme.root", settings.acme.root),
+    ):
+        if value:
+            values.append((key, value))
     if settings.trusted_proxies:
         values.append(("trustedProxies", " ".join(settings.trusted_proxies)))
     return [
@@ -76,7 +82,8 @@ def edge_mark(settings: Settings) -> str | None:
     """Return what an edge is labelled with, image and published ports; None where the strategy has no edge."""
     if settings.strategy == "recreate":
         return None
-    return ",".join([settings.edge_image, *map(published_at, settings.container.ports)])
+    published = ["80", "443"] if settings.domain else map(published_at, settings.container.ports)
+    return ",".join([settings.edge_image, *published])
 
 
 def declared_networks(settings: Settings) -> list[str]:

@@ -63,22 +63,27 @@ class Deployment(pulumi.ComponentResource):
         """
         super().__init__("esteira:index:Deployment", name, None, opts)
         self._name, self._args = name, args
-        servers = args["settings"].servers
-        phases = [self._phases(server) for server in servers]
-        candidates: list[pulumi.Resource] = []
-        if args["settings"].strategy == "blueGreen":
-            candidates = [
-                one("candidate", f"{name}-{server.name}-candidate", [])
-                for server, one in zip(servers, phases, strict=True)
-            ]
-        # No server switches before the candidates of all are healthy.
-        last = "switch" if candidates else "deploy"
-        done = {
-            server.name: one(last, f"{name}-{server.name}", candidates)
-            for server, one in zip(servers, phases, strict=True)
-        }
+        settings = args["settings"]
+        phases = [(server, self._phases(server)) for server in settings.servers]
+        # A preDeploy command runs on the first server only, before the new release runs anywhere.
+        alone = 1 if settings.pre_deploy else 0
+
+        def everywhere(phase: str, suffix: str, after: Sequence[pulumi.Resource]) -> list[Command]:
+            made: list[Command] = []
+            for server, declare in phases:
+                made.append(declare(phase, f"{name}-{server.name}{suffix}", [*after, *made[:alone]]))
+            return made
+
+        if settings.strategy == "blueGreen":
+            # No server switches before the candidates of all are healthy.
+            done = everywhere("switch", "", everywhere("candidate", "-candidate", []))
+        else:
+            done = everywhere("deploy", "", [])
         self.releases = pulumi.Output.all(
-            **{server: command.stdout.apply(lambda _: args["commit"]) for server, command in done.items()}
+            **{
+                server.name: command.stdout.apply(lambda _: args["commit"])
+                for (server, _), command in zip(phases, done, strict=True)
+            }
         )
         self.register_outputs({"releases": self.releases})
 

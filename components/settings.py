@@ -439,6 +439,27 @@ class HealthSettings(_Model):
             yield Fault(f'"port" has no sense with the test "{self.test}".', ("test",), "tcp")
 
 
+class AcmeSettings(_Model):
+    """How the edge gets certificates."""
+
+    email: Annotated[str | None, BeforeValidator(rule.maybe(rule.email))] = _key(
+        "Address that the certificate authority may write to.", "address", "ana@example.org", None
+    )
+    directory: Annotated[str | None, BeforeValidator(rule.maybe(rule.acme_directory))] = _key(
+        "ACME directory of another authority; `internal` for the edge's own, which browsers do not know.",
+        "URL, or `internal`",
+        "https://acme.example.org/directory",
+        None,
+        shown="Let's Encrypt, ZeroSSL",
+    )
+    root: Annotated[str | None, BeforeValidator(rule.maybe(rule.certificate))] = _key(
+        "Certificate of that authority, where the edge does not know it.",
+        "PEM text",
+        "-----BEGIN CERTIFICATE-----\nMIIB…\n-----END CERTIFICATE-----",
+        None,
+    )
+
+
 class RolloutSettings(_Model):
     """How a release goes over the servers."""
 
@@ -683,6 +704,16 @@ class Settings(_Model):
         DEFAULT_EDGE_IMAGE,
         DEFAULT_EDGE_IMAGE,
     )
+    domain: Annotated[list[str], BeforeValidator(rule.one_or_more(rule.domain_name))] = _key(
+        "Domain, or domains, at which the application answers by HTTPS: ports 80 and 443 of the server, shared with "
+        "other applications; the published port is then not opened.",
+        "text, or list of text",
+        "parasite.example.org",
+        factory=list,
+    )
+    acme: AcmeSettings = _key(
+        "How the domain's certificate is got.", "map", {"email": "ana@example.org"}, factory=AcmeSettings
+    )
     trusted_proxies: Annotated[list[str], BeforeValidator(rule.list_of(rule.network_range, unique=True))] = (
         _key(
             "Addresses of proxies in front of the server whose word about the client's address is taken.",
@@ -802,17 +833,34 @@ class Settings(_Model):
                 yield Fault("The path is also the folder of another secret file.", ("secretFiles", path))
         if "health" not in failed and "container" not in failed:
             yield from self._health_faults(container)
+        if self.domain and self.strategy == "recreate" and not failed & {"strategy", "domain"}:
+            yield Fault("A domain needs the edge, and so the strategy blueGreen.", ("strategy",), "blueGreen")
+        if self.acme.root and not self.acme.directory and "acme" not in failed:
+            yield Fault(
+                "A root is for another authority: say which.",
+                ("acme", "directory"),
+                "https://acme.example.org/directory",
+            )
         if self.strategy == "blueGreen" and not failed & {"strategy", "container"}:
             yield from self._blue_green_faults(container)
 
-    @staticmethod
-    def _blue_green_faults(container: ContainerSettings) -> Iterator[Fault]:
+    def _blue_green_faults(self, container: ContainerSettings) -> Iterator[Fault]:
         """What cannot run twice on a server, or be reached by an HTTP proxy, is replaced by recreate."""
         reasons = [
             f"the port {port.published} speaks {port.protocol}, and the edge of blueGreen only plain HTTP"
             for port in container.ports
             if port.protocol not in {"http", "h2c"}
         ]
+        if self.domain and len(container.ports) > 1:
+            yield Fault(
+                "With a domain the container has one port, the one that the edge sends requests to.",
+                ("container", "ports"),
+                lines=(
+                    "esteira:container:",
+                    "  ports:",
+                    f'    - "{container.ports[0].published}:{container.ports[0].target}"',
+                ),
+            )
         if not container.ports:
             reasons = ["the container publishes no port that an edge could stand before"]
         if container.networks and container.networks[0] in {"host", "none"}:

@@ -627,6 +627,45 @@ def strategy(raw: object) -> str:
     return choice("blueGreen", "recreate")(value)
 
 
+def one_or_more(check: Callable[[object], str]) -> Callable[[object], list[str]]:
+    """A list, or one value without the list."""
+    many = list_of(check, unique=True)
+
+    def read(raw: object) -> list[str]:
+        alone = isinstance(raw, str) and not raw.lstrip().startswith("[")
+        return [check(raw)] if alone else many(raw)
+
+    return read
+
+
+def domain_name(raw: object) -> str:
+    """A host name as a certificate has it (RFC 1123), without scheme, port or path."""
+    return matching(
+        r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]",
+        "a domain is a full host name in lower case, such as parasite.example.org",
+        mend=lambda value: re.sub(r"^[a-z]+://|[/:].*$", "", value.strip().lower()),
+    )(raw)
+
+
+def email(raw: object) -> str:
+    """An address that mail can be sent to."""
+    return matching(r"[^@\s]+@[^@\s]+\.[^@\s]+", "an address looks like ana@example.org")(raw)
+
+
+def acme_directory(raw: object) -> str:
+    """The address of an ACME directory (RFC 8555), or ``internal``."""
+    return matching(r"internal|https://[^\s/]+/\S*", "an ACME directory is an https address, or internal")(
+        raw
+    )
+
+
+def certificate(raw: object) -> str:
+    """A certificate in PEM form."""
+    if not isinstance(raw, str) or "-----BEGIN CERTIFICATE-----" not in raw or "PRIVATE KEY" in raw:
+        raise Wrong("a certificate in PEM form is wanted; it begins with -----BEGIN CERTIFICATE-----.")
+    return raw.strip()
+
+
 def network_range(raw: object) -> str:
     """An address or a range of addresses (CIDR), IPv4 or IPv6."""
     value = line(raw)

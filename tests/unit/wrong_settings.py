@@ -170,10 +170,40 @@ WRONG = (
         ("esteira:health:", "  path: /health"),
     ),
     Wrong(
-        (("domain", "parasite.example.com"),),
+        (("domain", "https://Parasite.example.com/"),),
         "domain",
-        'There is no key "domain" here.',
-        ("(nothing: take the key out)",),
+        "a domain is a full host name in lower case",
+        ("esteira:domain: parasite.example.com",),
+    ),
+    Wrong(
+        (("domain", "parasite.example.com"), ("strategy", "recreate")),
+        "strategy",
+        "A domain needs the edge, and so the strategy blueGreen.",
+        ("esteira:strategy: blueGreen",),
+    ),
+    Wrong(
+        (("domain", "parasite.example.com"), ("container/ports", ["8888:8000", "9999:9000"])),
+        "container.ports",
+        "With a domain the container has one port, the one that the edge sends requests to.",
+        ("esteira:container:", "  ports:", '    - "8888:8000"'),
+    ),
+    Wrong(
+        (("acme", {"email": "ana"}),),
+        "acme.email",
+        "an address looks like ana@example.org",
+        ("esteira:acme:", "  email: ana@example.org"),
+    ),
+    Wrong(
+        (("acme", {"directory": "http://acme.example.org/dir"}),),
+        "acme.directory",
+        "an ACME directory is an https address, or internal",
+        ("esteira:acme:", '  directory: "https://acme.example.org/directory"'),
+    ),
+    Wrong(
+        (("acme", {"root": "/etc/ssl/ca.pem", "directory": "https://acme.example.org/directory"}),),
+        "acme.root",
+        "a certificate in PEM form is wanted",
+        ("esteira:acme:", '  root: "-----BEGIN CERTIFICATE-----\\nMIIB…\\n-----END CERTIFICATE-----"'),
     ),
     Wrong(
         (("container/env", {"A": "b"}),),
@@ -1286,7 +1316,7 @@ WRONG = (
     Wrong(
         (("rollout", {"watch": "-1s"}),),
         "rollout.watch",
-        "",
+        "is not a duration",
         ("esteira:rollout:", "  watch: 3s"),
     ),
     Wrong(
