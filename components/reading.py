@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from components.errors import EsteiraError
 from components.remote import Payload, command_text, standard_input
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from components.settings import ServerSettings, Settings
 
@@ -126,16 +127,21 @@ def read_server(settings: Settings, server: ServerSettings, owner: str) -> Readi
 
 
 def parse_reading(server: str, text: str) -> Reading:
-    """Return what the read phase printed. Raises EsteiraError where it is cut short."""
+    """Return what the read phase printed. Raises EsteiraError where it is cut short, or something else."""
     lines = text.splitlines()
-    if not lines or lines[0] != "esteira-reading 1" or lines[-1] != "end":
-        raise EsteiraError(
-            f"Server {server} answered the reading with something else: {text[:200]!r}. A login script there may print "
-            "text (~/.profile, ~/.bashrc): let it print only on a terminal."
-        )
+    if lines and lines[0] == "esteira-reading 1" and lines[-1] == "end":
+        with suppress(ValueError, IndexError):
+            return _parse_lines(lines[1:-1])
+    raise EsteiraError(
+        f"Server {server} answered the reading with something else: {text[:200]!r}. A login script there may print "
+        "text (~/.profile, ~/.bashrc): let it print only on a terminal."
+    )
+
+
+def _parse_lines(lines: Iterable[str]) -> Reading:
     architecture, serving, releases, edge, slot = "", None, [], None, ""
     running: dict[str, frozenset[str]] = {}
-    for line in lines[1:-1]:
+    for line in lines:
         kind, *words = line.split(" ")
         plain = ["" if word == "-" else word for word in words]
         if kind == "arch":

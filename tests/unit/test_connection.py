@@ -1,0 +1,293 @@
+"""Connections to servers: pinned, one credential, tried once; each failure a sentence about the setting at fault."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import socket
+from typing import Any, cast
+
+import paramiko
+import pulumi
+import pytest
+
+from components import connection
+from components.connection import connection_args, parse_private_key, ssh_client
+from components.errors import EsteiraError
+from components.settings import Settings
+from tests.unit.declared import declare
+from tests.unit.wrong_settings import ABSENT, HOST_KEY, changed, load, pkcs8_key, private_key, rsa_key
+
+NO_JUMP = (("servers/0/jumpHost", ABSENT), ("jumpPassword", ABSENT), ("jumpPrivateKey", ABSENT))
+NO_KEY = (("serverPrivateKey", ABSENT),)
+OTHER_KEY = paramiko.PKey.from_type_string("ssh-ed25519", base64.b64decode(HOST_KEY.split()[1]))
+
+
+def settings(*changes: tuple[str, object]) -> Settings:
+    return load(changed(*changes))
+
+
+def connection_of(made: Settings) -> dict[str, Any]:
+    """Return the connection of the first server as a resource would get it, secrets marked as Pulumi marks them."""
+
+    def program() -> None:
+        import pulumi_command
+
+        pulumi_command.remote.Command("x", connection=connection_args(made, made.servers[0]), create="true")
+
+    _, declared = declare(program)
+    found = declared["Command x"]
+    assert found.is_secret("connection"), "the whole of it"
+    plain: dict[str, Any] = found.plain("connection")
+    return plain
+
+
+class TestConnectionArgs:
+    """What pulumi-command connects with. Unset, its host key means any, and its login is tried ten times."""
+
+    def test_the_server(self) -> None:
+        found = connection_of(settings(("servers/0/port", 2222), ("connectTimeout", "2.5s")))
+        assert {key: found[key] for key in ("host", "port", "user", "hostKey", "perDialTimeout")} == {
+            "host": "web.example.com",
+            "port": 2222,
+            "user": "deploy",
+            "hostKey": HOST_KEY,
+            "perDialTimeout": 3,
+        }
+
+    def test_it_is_tried_once(self) -> None:
+        """The limit is 0: a refused password that is sent ten times locks its owner out (fail2ban)."""
+        found = connection_of(settings())
+        assert found["dialErrorLimit"] == 0
+        assert found["proxy"]["dialErrorLimit"] == 0
+
+    def test_the_jump_host_is_pinned_too(self) -> None:
+        found = connection_of(settings(("servers/0/jumpHost/user", "jumper")))["proxy"]
+        assert (found["host"], found["port"], found["user"]) == ("jump.example.com", 22, "jumper")
+        assert found["hostKey"] == HOST_KEY
+        assert found["privateKey"] == private_key(name="jump").strip() + "\n"
+
+    def test_without_a_jump_host(self) -> None:
+        assert "proxy" not in connection_of(settings(*NO_JUMP))
+
+    def test_the_jump_host_s_login_is_the_server_s_where_it_has_none(self) -> None:
+        found = connection_of(settings(("jumpPassword", ABSENT), ("jumpPrivateKey", ABSENT)))
+        assert found["proxy"]["privateKey"] == found["privateKey"]
+
+    def test_each_server_has_its_own_login(self) -> None:
+        two = {"name": "two", "host": "two.example.com", "hostKey": HOST_KEY}
+        made = settings(
+            *NO_KEY, *NO_JUMP, ("servers/1", two), ("serverPassword", {"web": "MARKER-1", "two": "MARKER-2"})
+        )
+        logins = [made.login(server)[0] for server in made.servers]
+        assert [login and login.get_secret_value() for login in logins] == ["MARKER-1", "MARKER-2"]
+
+    def test_password_and_key_are_secrets_of_their_own(self) -> None:
+        """Also where the connection is used outside a Command, that marks all of it."""
+        made = settings()
+        args = connection_args(made, made.servers[0])
+        secrets = []
+
+        def program() -> pulumi.Output[None]:
+            for value in (args.password, args.private_key, args.proxy.password, args.proxy.private_key):  # type: ignore[union-attr]
+                assert isinstance(value, pulumi.Output)
+                secrets.append(value.is_secret())
+            return pulumi.Output.from_input(None)
+
+        declare(program)
+        import asyncio
+
+        async def gather() -> list[bool]:
+            return [await secret for secret in secrets]
+
+        assert asyncio.get_event_loop().run_until_complete(gather()) == [True] * 4
+
+
+class FakeClient:
+    """Stands in for paramiko.SSHClient: notes what it is told, and fails as it is told to."""
+
+    failures: dict[str, BaseException]
+    made: list[FakeClient]
+
+    def __init__(self) -> None:
+        self.options: dict[str, Any] = {}
+        self.host, self.closed = "", False
+        self.keys = paramiko.HostKeys()
+        self.policy: object = None
+        self.asked: tuple[Any, ...] = ()
+        self.made.append(self)
+
+    def set_missing_host_key_policy(self, policy: object) -> None:
+        self.policy = policy
+
+    def get_host_keys(self) -> paramiko.HostKeys:
+        return self.keys
+
+    def connect(self, host: str, **options: Any) -> None:
+        self.host, self.options = host, options
+        if failure := self.failures.get(host):
+            raise failure
+
+    def get_transport(self) -> FakeClient:
+        return self
+
+    def open_channel(self, *asked: Any, timeout: float) -> str:
+        self.asked = asked
+        if failure := self.failures.get("channel"):
+            raise failure
+        return "the channel"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def _clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeClient, "failures", {}, raising=False)
+    monkeypatch.setattr(FakeClient, "made", [], raising=False)
+    monkeypatch.setattr(paramiko, "SSHClient", FakeClient)
+
+
+def connect(made: Settings) -> FakeClient:
+    with ssh_client(made, made.servers[0]) as client:
+        fake = cast("FakeClient", client)
+        assert not fake.closed
+        return fake
+
+
+def refused(made: Settings, failure: BaseException, host: str = "web.example.com") -> str:
+    FakeClient.failures = {host: failure}
+    with pytest.raises(EsteiraError) as caught:
+        connect(made)
+    message = str(caught.value)
+    assert "MARKER" not in message
+    assert "PRIVATE KEY" not in message
+    return message
+
+
+class TestSshClient:
+    """The reading's own connection obeys the same rules."""
+
+    def test_only_the_pinned_key_is_taken(self) -> None:
+        client = connect(settings(*NO_JUMP))
+        assert isinstance(client.policy, paramiko.RejectPolicy)
+        known = client.keys.lookup("web.example.com")
+        assert known is not None
+        assert [f"{kind} {key.get_base64()}" for kind, key in known.items()] == [HOST_KEY]
+
+    def test_another_port_is_another_host(self) -> None:
+        client = connect(settings(*NO_JUMP, ("servers/0/port", 2222)))
+        assert client.keys.lookup("[web.example.com]:2222") is not None
+
+    def test_nothing_is_offered_but_the_declared_credential(self) -> None:
+        """An agent's keys, or those in ~/.ssh, would be tried first and counted as failures."""
+        client = connect(settings(*NO_JUMP))
+        assert (client.options["allow_agent"], client.options["look_for_keys"]) == (False, False)
+        assert client.options["pkey"] is not None
+        assert client.options["password"] is None, "a key is declared, so the password is not tried behind it"
+
+    def test_a_password(self) -> None:
+        client = connect(settings(*NO_JUMP, *NO_KEY))
+        assert (client.options["password"], client.options["pkey"]) == ("MARKER-server", None)
+
+    def test_every_wait_has_an_end(self) -> None:
+        client = connect(settings(*NO_JUMP, ("connectTimeout", 7)))
+        waits = ("timeout", "banner_timeout", "auth_timeout", "channel_timeout")
+        assert {client.options[wait] for wait in waits} == {7}
+
+    def test_through_the_jump_host(self) -> None:
+        client = connect(settings())
+        jump, server = FakeClient.made
+        assert (jump.host, server.host) == ("jump.example.com", "web.example.com")
+        assert jump.asked == ("direct-tcpip", ("web.example.com", 22), ("", 0))
+        assert client.options["sock"] == "the channel"
+
+    def test_all_connections_are_closed(self) -> None:
+        connect(settings())
+        assert [client.closed for client in FakeClient.made] == [True, True]
+
+    def test_after_a_failure_too(self) -> None:
+        refused(settings(), paramiko.SSHException("no"))
+        assert [client.closed for client in FakeClient.made] == [True, True]
+
+
+class TestFailures:
+    """fujin's rule: each SSH failure becomes a sentence that names the setting at fault."""
+
+    def test_another_host_key(self) -> None:
+        failure = paramiko.BadHostKeyException("web.example.com", OTHER_KEY, OTHER_KEY)
+        message = refused(settings(*NO_JUMP), failure)
+        digest = base64.b64encode(hashlib.sha256(OTHER_KEY.asbytes()).digest()).decode().rstrip("=")
+        assert message.startswith(
+            "The server web (web.example.com:22) shows another host key than the pinned one; nothing was sent to it. "
+            f"It shows ssh-ed25519 SHA256:{digest}."
+        )
+        assert "write its key as hostKey" in message
+
+    def test_a_refused_key(self) -> None:
+        message = refused(settings(*NO_JUMP), paramiko.AuthenticationException())
+        assert message == (
+            "The server web (web.example.com:22) refuses the private key of user deploy. Set it: pulumi config set "
+            "--secret esteira:serverPrivateKey; or correct the user. It was tried once."
+        )
+
+    def test_a_refused_password(self) -> None:
+        message = refused(settings(*NO_JUMP, *NO_KEY), paramiko.AuthenticationException())
+        assert (
+            "refuses the password of user deploy. Set it: pulumi config set --secret esteira:serverPassword"
+            in (message)
+        )
+
+    def test_the_jump_host_refuses(self) -> None:
+        message = refused(settings(), paramiko.AuthenticationException(), "jump.example.com")
+        assert message.startswith("The jump host of server web (jump.example.com:22) refuses the private key")
+        assert "esteira:jumpPrivateKey" in message
+
+    def test_the_jump_host_does_not_reach_the_server(self) -> None:
+        message = refused(settings(), paramiko.ChannelException(2, "Connect failed"), "channel")
+        assert message.startswith(
+            "The jump host jump.example.com does not reach server web (web.example.com:22)"
+        )
+        assert "TCP forwarding" in message
+
+    @pytest.mark.parametrize(
+        ("failure", "reason"),
+        [
+            (TimeoutError(), "no answer in time"),
+            (socket.gaierror(-2, "Name or service not known"), "its name cannot be resolved"),
+            (ConnectionRefusedError(111, "Connection refused"), "connection refused"),
+            (OSError(113, "No route to host"), "no route to host"),
+            (
+                paramiko.ssh_exception.NoValidConnectionsError(
+                    {("192.0.2.1", 22): ConnectionRefusedError(111, "Connection refused")}
+                ),
+                "connection refused",
+            ),
+            (paramiko.SSHException("Error reading SSH protocol banner"), "Error reading SSH protocol banner"),
+            (EOFError(), "EOFError"),
+        ],
+    )
+    def test_no_answer(self, failure: BaseException, reason: str) -> None:
+        message = refused(settings(*NO_JUMP), failure)
+        assert message.startswith(
+            f"The server web (web.example.com:22) does not answer: {reason} (waited at most 20 s)."
+        )
+        assert "host and port in esteira:servers" in message
+
+
+class TestPrivateKey:
+    """Keys as ssh-keygen writes them, today and long ago."""
+
+    @pytest.mark.parametrize("text", [private_key(), rsa_key(), "\n\n" + private_key() + "\n"])
+    def test_it_is_read(self, text: str) -> None:
+        assert parse_private_key(text).can_sign()
+
+    @pytest.mark.parametrize("text", ["", "MARKER", private_key("passphrase"), private_key()[:100]])
+    def test_anything_else_is_refused_without_its_text(self, text: str) -> None:
+        with pytest.raises(ValueError, match="not a private key") as caught:
+            parse_private_key(text)
+        assert "MARKER" not in str(caught.value)
+
+    def test_pkcs8(self) -> None:
+        with pytest.raises(ValueError, match="not a private key"):
+            connection.parse_private_key(pkcs8_key("passphrase"))
