@@ -27,9 +27,7 @@ def identity_values(settings: Settings, server: ServerSettings) -> list[tuple[st
     return [*values, ("lockTimeout", f"{math.ceil(settings.lock_timeout)}")]
 
 
-def phase_values(
-    settings: Settings, server: ServerSettings, commit: str, tag: str, request: str
-) -> list[tuple[str, str]]:
+def phase_values(settings: Settings, server: ServerSettings, commit: str, tag: str) -> list[tuple[str, str]]:
     """Return the arguments of a phase that deploys, in the order in which a preview shows them.
 
     All phases of a server get the same, so that each of them can do without the one before.
@@ -39,7 +37,6 @@ def phase_values(
         *identity_values(settings, server),
         ("commit", commit),
         ("tag", tag),
-        ("request", request),
         ("registry", settings.registry),
         ("strategy", settings.strategy),
         ("restart", container.restart),
@@ -170,12 +167,13 @@ def release_fingerprint(settings: Settings, options: Sequence[str], arguments: S
     )
 
 
-def deploy_input(settings: Settings, server: ServerSettings, mark: str, image: str) -> str:
-    """Return the stdin of the deploy phase; all of it is secret."""
+def deploy_input(settings: Settings, server: ServerSettings, mark: str, image: str, request: str) -> str:
+    """Return the stdin of the phases that deploy; all of it is secret."""
     return standard_input(
         Payload(
             image=image,
             fingerprint=mark,
+            request=request,
             registry_user=settings.pull_user or "",
             registry_password=settings.pull_password.get_secret_value() if settings.pull_password else "",
             secret_environment={

@@ -8,7 +8,6 @@ import getpass
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from functools import partial
 from typing import Any, TypedDict
 
 import pulumi
@@ -79,9 +78,11 @@ class Deployment(pulumi.ComponentResource):
             done = everywhere("switch", "", everywhere("candidate", "-candidate", []))
         else:
             done = everywhere("deploy", "", [])
+        # A preview knows it already; an update says so of a server only when that one has done it.
+        known: pulumi.Input[str] | None = args["commit"] if pulumi.runtime.is_dry_run() else None
         self.releases = pulumi.Output.all(
             **{
-                server.name: command.stdout.apply(lambda _: args["commit"])
+                server.name: known or command.stdout.apply(lambda _: args["commit"])
                 for (server, _), command in zip(phases, done, strict=True)
             }
         )
@@ -93,18 +94,13 @@ class Deployment(pulumi.ComponentResource):
         options = create_options(settings, server, commit)
         arguments = container_command(settings.container)
         mark = release_fingerprint(settings, options, arguments)
-        request = self._request(server, mark)
-        stdin = pulumi.Output.secret(self._args["image"]).apply(partial(deploy_input, settings, server, mark))
+        stdin = pulumi.Output.all(
+            pulumi.Output.secret(self._args["image"]), self._request(server, mark)
+        ).apply(lambda given: deploy_input(settings, server, mark, *given))
+        values = phase_values(settings, server, commit, self._args["tag"])
 
         def declare(phase: str, name: str, after: Sequence[pulumi.Resource]) -> Command:
-            text = request.apply(
-                lambda request: command_text(
-                    phase,
-                    phase_values(settings, server, commit, self._args["tag"], request),
-                    options,
-                    arguments,
-                )
-            )
+            text = command_text(phase, values, options, arguments)
             return self._command(
                 server, name, text=text, stdin=stdin, after=after, removes=phase != "candidate"
             )
@@ -114,13 +110,14 @@ class Deployment(pulumi.ComponentResource):
     def _request(self, server: ServerSettings, mark: str) -> pulumi.Output[str]:
         """Return for whom and why this server is deployed, kept in state while it runs what is declared.
 
-        A fresh value changes the command's text and so runs it again, on this server alone: that is how a server that
-        drifted is repaired whatever the state says.
+        A fresh value changes the commands' stdin and so runs them again, on this server alone: that is how a server
+        that drifted is repaired whatever the state says.
         """
         found = self._difference(server, mark)
         if found:
             commit = self._args["commit"][:7]
-            pulumi.info(f"server {server.name} runs {found}; declared is commit {commit}", self)
+            declared = "" if f"commit {commit}" in found else f"; declared is commit {commit}"
+            pulumi.info(f"server {server.name} has {found}{declared}", self)
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
         return pulumi.Stash(
             f"{self._name}-{server.name}-request",
@@ -151,7 +148,7 @@ class Deployment(pulumi.ComponentResource):
         server: ServerSettings,
         name: str,
         *,
-        text: pulumi.Output[str],
+        text: str,
         stdin: pulumi.Output[str],
         after: Sequence[pulumi.Resource],
         removes: bool,

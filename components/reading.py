@@ -76,7 +76,7 @@ class Reading:
         if image is not None and found.image != image:
             return f"commit {found.commit[:7]} in another image ({found.image.rpartition('@')[2][:19]})"
         if found.fingerprint != fingerprint:
-            return f"commit {found.commit[:7]} with other settings"
+            return f"commit {found.commit[:7]} with other settings than declared"
         if found.restart != restart.partition(":")[0]:
             return f"commit {found.commit[:7]} with restart policy {found.restart}"
         if self.edge != edge:

@@ -55,6 +55,9 @@ class Payload:
     image: str = ""
     """``repo@sha256:…``, or empty where the phase needs none."""
     fingerprint: str = ""
+    request: str = ""
+    """Who deploys, since when and why. It is here and not in the text so that a preview of a changed setting shows that
+    setting alone; a new request still runs the command again."""
     registry_user: str = ""
     registry_password: str = field(default="", repr=False)
     secret_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -95,6 +98,7 @@ def _assignments(payload: Payload) -> str:
     values = {
         "image": payload.image,
         "fingerprint": payload.fingerprint,
+        "request": payload.request,
         "registry_user": payload.registry_user,
         "registry_password": payload.registry_password,
         "secret_names": " ".join(f"--env={name}" for name in names),

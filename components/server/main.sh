@@ -52,7 +52,6 @@ main() {
       watch=*) hundredths "${1#*=}" && watch=$hundredths ;;
       drainTime=*) hundredths "${1#*=}" && drain_time=$hundredths ;;
       candidateLifetime=*) candidate_lifetime=${1#*=} ;;
-      request=*) request=${1#*=} ;;
       client=*) client=${1#*=} ;;
       --) shift && break ;;
       *) printf 'error: the server does not know the argument %s\n' "${1%%=*}" >&2 && exit 2 ;;
@@ -62,7 +61,7 @@ main() {
   # A lost client is noticed by failing writes, not by dying of them; an interrupt is looked at between steps.
   trap '' PIPE HUP
   trap 'interrupted=yes' INT TERM
-  operator="$owner by ${SUDO_USER:-$(id -un)}${client:+ from $client} ($request)"
+  operator="$owner by ${SUDO_USER:-$(id -un)}${client:+ from $client}${request:+ ($request)}"
   short_commit=$(printf %.7s "$commit")
   require_docker
   network=esteira-$name edge=$name-edge edge_network=esteira-$name edge_owner=$owner

@@ -144,7 +144,7 @@ class TestDifference:
                 {},
                 "commit 8e13f56 in another image (sha256:cdcdcdcdcdcd)",
             ),
-            (as_declared(), {"fingerprint": "0" * 64}, "commit 8e13f56 with other settings"),
+            (as_declared(), {"fingerprint": "0" * 64}, "commit 8e13f56 with other settings than declared"),
             (with_serving(restart="no"), {}, "commit 8e13f56 with restart policy no"),
             (as_declared(), {"edge": "caddy:2,8888"}, f"commit 8e13f56 behind the edge {EDGE}"),
             (as_declared(), {"edge": None}, f"commit 8e13f56 behind the edge {EDGE}"),
