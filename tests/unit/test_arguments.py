@@ -46,7 +46,7 @@ def added(*changes: tuple[str, object]) -> list[str]:
 
 def values(*changes: tuple[str, object]) -> dict[str, str]:
     made = settings(*changes)
-    return dict(phase_values(made, made.servers[0], COMMIT, COMMIT, "a request"))
+    return dict(phase_values(made, made.servers[0], COMMIT, COMMIT))
 
 
 def mark(*changes: tuple[str, object]) -> str:
@@ -60,14 +60,13 @@ class TestSnapshot:
 
     def test_blue_green(self) -> None:
         made = settings(("preDeploy", "python3 manage.py migrate"))
-        assert phase_values(made, made.servers[0], COMMIT, f"{COMMIT}-dirty-0123456789ab", "now, ana") == [
+        assert phase_values(made, made.servers[0], COMMIT, f"{COMMIT}-dirty-0123456789ab") == [
             ("server", "web"),
             ("owner", "esteira/staging/parasite"),
             ("name", "parasite"),
             ("lockTimeout", "300"),
             ("commit", COMMIT),
             ("tag", f"{COMMIT}-dirty-0123456789ab"),
-            ("request", "now, ana"),
             ("registry", "registry.example.com"),
             ("strategy", "blueGreen"),
             ("restart", "always"),
@@ -100,7 +99,7 @@ class TestSnapshot:
 
     def test_recreate(self) -> None:
         made = settings(RECREATE)
-        found = phase_values(made, made.servers[0], COMMIT, COMMIT, "now, ana")
+        found = phase_values(made, made.servers[0], COMMIT, COMMIT)
         assert found[-2:] == [("edgeImage", "caddy:2.11.9-alpine"), ("probeNetwork", "bridge")]
         assert ("strategy", "recreate") in found
         assert create_options(made, made.servers[0], COMMIT)[0] == "--publish=8888:8000"
@@ -253,7 +252,7 @@ class TestNetworks:
         opts = create_options(made, made.servers[0], COMMIT)
         assert [option for option in opts if option.startswith("--network")] == first
         assert declared_networks(made) == later
-        found = phase_values(made, made.servers[0], COMMIT, COMMIT, "")
+        found = phase_values(made, made.servers[0], COMMIT, COMMIT)
         assert [value for key, value in found if key == "network"] == later
         assert dict(found)["probeNetwork"] == probe
 
@@ -347,12 +346,35 @@ class TestPhaseValues:
         unknown = {key for key in keys if f"      {key}=*) " not in _program()}
         assert not unknown
 
-    def test_the_request_is_the_only_thing_that_a_repair_changes(self) -> None:
-        made = settings()
-        one, other = (phase_values(made, made.servers[0], COMMIT, COMMIT, request) for request in ("a", "b"))
-        assert [key for (key, value), (_, second) in zip(one, other, strict=True) if value != second] == [
-            "request"
-        ]
+
+class TestPreDeploy:
+    """A migration runs once, on the first server: its own candidate runs it, and the others wait for that."""
+
+    def test_only_the_first_server_has_the_argument(self) -> None:
+        second = {"name": "two", "host": "two.example.com", "hostKey": HOST_KEY}
+        made = settings(("preDeploy", ["migrate"]), ("servers/1", second))
+        first, other = (dict(phase_values(made, server, COMMIT, COMMIT)) for server in made.servers)
+        assert first["preDeploy"] == "migrate"
+        assert "preDeploy" not in other
+
+
+class TestDomain:
+    """With a domain the edge on ports 80 and 443 is shared; every phase, removing too, must know which site is meant."""
+
+    DOMAIN = ("domain", ["a.example.org", "b.example.org"])
+
+    def test_every_phase_knows_it(self) -> None:
+        made = settings(self.DOMAIN)
+        assert ("domain", "a.example.org, b.example.org") in identity_values(made, made.servers[0])
+
+    def test_the_authority(self) -> None:
+        root = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"
+        acme = {"email": "ana@example.org", "directory": "https://acme.example.org/dir", "root": root}
+        found = dict(edge_values(settings(self.DOMAIN, ("acme", acme))))
+        assert {key.removeprefix("acme."): value for key, value in found.items() if "acme" in key} == acme
+
+    def test_the_edge_does_not_depend_on_one_application_s_port(self) -> None:
+        assert edge_mark(settings(self.DOMAIN, ("edgeImage", "caddy:2.7"))) == "caddy:2.7,80,443"
 
 
 class TestOwner:
@@ -493,12 +515,13 @@ class TestDeployInput:
 
     def given(self, *changes: tuple[str, object]) -> str:
         made = settings(*changes)
-        return deploy_input(made, made.servers[0], "f" * 64, self.IMAGE)
+        return deploy_input(made, made.servers[0], "f" * 64, self.IMAGE, "now, ana")
 
     def test_what_is_in_it(self) -> None:
         stdin = self.given(("servers/0/sudo", False), ("sudoPassword", ABSENT))
         assert f"\nimage={self.IMAGE}\n" in stdin
         assert f"\nfingerprint={'f' * 64}\n" in stdin
+        assert "\nrequest='now, ana'\n" in stdin
         assert "\nregistry_user=token\nregistry_password=MARKER-pull\n" in stdin
         assert "  export API_TOKEN=MARKER-env\n" in stdin
         assert "\nsecret_names=--env=API_TOKEN\n" in stdin
@@ -526,9 +549,17 @@ class TestDeployInput:
         other = dict.fromkeys(value, "other") if isinstance(value, dict) else "other"
         assert self.given((key, other)) != self.given()
 
+    def test_a_fresh_request_changes_it(self) -> None:
+        """That is what repairs a server; the text, which a preview shows, is the same."""
+        made = settings()
+        first, other = (
+            deploy_input(made, made.servers[0], "", self.IMAGE, request) for request in ("a", "b")
+        )
+        assert first != other
+
     def test_each_server_its_own_sudo(self) -> None:
         second = {"name": "two", "host": "two.example.com", "hostKey": HOST_KEY}
         made = settings(("servers/1", second))
-        first, other = (deploy_input(made, server, "", self.IMAGE) for server in made.servers)
+        first, other = (deploy_input(made, server, "", self.IMAGE, "") for server in made.servers)
         assert "MARKER-sudo" in first
         assert "MARKER-sudo" not in other
