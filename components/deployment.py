@@ -172,11 +172,21 @@ class Deployment(pulumi.ComponentResource):
 
 def addresses(settings: Settings) -> dict[str, list[str]]:
     """Return server name to the addresses at which the application answers there."""
+    if settings.domain:
+        return {
+            server.name: [f"https://{domain}" for domain in settings.domain] for server in settings.servers
+        }
     found = {}
     for server in settings.servers:
         own = "localhost" if server.local else server.host or ""
         found[server.name] = [
-            f"{port.protocol if port.protocol != 'h2c' else 'http'}://{port.address or own}:{port.published}"
+            f"{'http' if port.protocol == 'h2c' else port.protocol}://{_openable(port.address, own)}:{port.published}"
             for port in settings.container.ports
         ]
     return found
+
+
+def _openable(address: str | None, own: str) -> str:
+    """Return the host of a URL: the address that is published on, the server's own where that means all of them."""
+    host = own if address in {None, "0.0.0.0", "::"} else str(address)  # noqa: S104 - as Docker publishes
+    return f"[{host}]" if ":" in host else host

@@ -21,6 +21,8 @@ class Declared:
     inputs: dict[str, Any]
     parent: str
     depends_on: list[str] = field(default_factory=list)
+    ignore_changes: list[str] = field(default_factory=list)
+    delete_before_replace: bool = False
 
     def is_secret(self, key: str) -> bool:
         value = self.inputs[key]
@@ -54,13 +56,25 @@ class _Monitor(mocks.MockMonitor):
         inputs = rpc.deserialize_properties(request.object, keep_unknowns=True)
         if request.type != "pulumi:pulumi:Stack":
             self.declared.append(
-                Declared(request.type, request.name, inputs, request.parent, sorted(request.dependencies))
+                Declared(
+                    request.type,
+                    request.name,
+                    inputs,
+                    request.parent,
+                    sorted(request.dependencies),
+                    list(request.ignoreChanges),
+                    request.deleteBeforeReplace,
+                )
             )
         return super().RegisterResource(request)  # type: ignore[no-untyped-call]
 
 
 def declare(
-    program: Callable[[], Any], outputs: dict[str, dict[str, Any]] | None = None, *, preview: bool = False
+    program: Callable[[], Any],
+    outputs: dict[str, dict[str, Any]] | None = None,
+    *,
+    preview: bool = False,
+    stack: str = "staging",
 ) -> tuple[Any, dict[str, Declared]]:
     """Return what the program's outputs became (None where unknown), and the declared resources by "type name".
 
@@ -68,7 +82,7 @@ def declare(
     """
     given = _Mocks(outputs or {})
     monitor = _Monitor(given)
-    mocks.set_mocks(given, project="esteira", stack="staging", preview=preview, monitor=monitor)
+    mocks.set_mocks(given, project="esteira", stack=stack, preview=preview, monitor=monitor)
     results: list[Any] = []
 
     def run() -> pulumi.Output[None]:

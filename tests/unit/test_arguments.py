@@ -359,7 +359,7 @@ class TestPreDeploy:
 
 
 class TestDomain:
-    """With a domain the edge on ports 80 and 443 is shared; every phase, removing too, must know which site is meant."""
+    """With a domain the edge on ports 80 and 443 is shared; every phase, also remove, must know which site is meant."""
 
     DOMAIN = ("domain", ["a.example.org", "b.example.org"])
 

@@ -1,0 +1,50 @@
+"""When a resource fails the engine interrupts the program; its tracebacks must not bury the error just shown."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class TestEndQuietly:
+    """The program ends at once, says nothing, and leaves the exit status of an interrupted one."""
+
+    def interrupted(self, waiting: str) -> subprocess.CompletedProcess[str]:
+        text = (
+            "import asyncio, os, signal, threading, time\n"
+            "from components.interrupt import end_quietly\n"
+            "end_quietly()\n"
+            "threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+            f"{waiting}\n"
+            "print('went on')\n"
+        )
+        return subprocess.run(
+            [sys.executable, "-c", text], capture_output=True, text=True, cwd=ROOT, timeout=20, check=False
+        )
+
+    def test_while_it_waits(self) -> None:
+        done = self.interrupted("time.sleep(10)")
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+    def test_in_the_event_loop(self) -> None:
+        done = self.interrupted("asyncio.run(asyncio.sleep(10))")
+        assert done.stdout == ""
+        assert "Traceback" not in done.stderr
+
+    def test_nothing_else_is_taken_over(self) -> None:
+        text = (
+            "import signal\n"
+            "before = signal.getsignal(signal.SIGTERM)\n"
+            "from components.interrupt import end_quietly\n"
+            "end_quietly()\n"
+            "print(signal.getsignal(signal.SIGTERM) is before)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", text], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        assert done.stdout == "True\n"
+        assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
