@@ -632,8 +632,10 @@ def one_or_more(check: Callable[[object], str]) -> Callable[[object], list[str]]
     many = list_of(check, unique=True)
 
     def read(raw: object) -> list[str]:
-        alone = isinstance(raw, str) and not raw.lstrip().startswith("[")
-        return [check(raw)] if alone else many(raw)
+        if not isinstance(raw, str):
+            return many(raw)
+        # Pulumi hands a list over as JSON text.
+        return many(json.loads(raw)) if raw.startswith("[") else [check(raw)]
 
     return read
 
