@@ -8,7 +8,7 @@ SHELL_FILES := $(shell git ls-files esteira .ci/run '*.sh')
 install: .venv/.dev-stamp
 
 .venv/.dev-stamp: requirements.txt requirements-dev.txt
-	./esteira --prepare-only
+	./esteira --version
 	$(PYTHON) -m pip install --quiet -r requirements-dev.txt
 	touch $@
 

@@ -25,7 +25,12 @@ def run(place: local.Place, arguments: Sequence[str]) -> int:
     Raises EsteiraError when the live layer cannot be prepared and must run.
     """
     values = dict(os.environ)
-    reason = _prepare_live(place)
+    # What is not asked for need not be prepared: the first time that takes minutes.
+    asked = [argument for argument in arguments if (place.root / argument.split("::")[0]).exists()]
+    only_others = bool(asked) and all(
+        argument.startswith(("tests/unit", "tests/engine")) for argument in asked
+    )
+    reason = None if only_others else _prepare_live(place)
     if reason is not None:
         if is_required():
             raise EsteiraError(f"The live tests cannot run, and they may not be skipped here: {reason}")
