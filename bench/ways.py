@@ -105,7 +105,7 @@ class Esteira:
         port: int = PORT,
         **settings: object,
     ) -> None:
-        self.title = strategy
+        self.title: str = strategy
         self.name, self.port = name, port
         self._place, self._strategy = place, strategy
         registry, server = place.registry, place.server
