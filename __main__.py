@@ -16,7 +16,9 @@ end_quietly()
 settings = from_pulumi()
 source = inspect(settings)
 readings = read_servers(settings, owner_of(settings))
-name = settings.container.name
+# Not the container's name: with other resource names a renamed container would be created before the old one is removed,
+# which still holds the port.
+name = "app"
 
 image = Image(name, image_args(settings, source, known_digests=known_digests(readings)))
 deployment = Deployment(

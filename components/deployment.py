@@ -160,7 +160,7 @@ class Deployment(pulumi.ComponentResource):
             # place and so removes nothing.
             "delete": command_text("remove", identity_values(settings, server)) if removes else None,
             "stdin": stdin,
-            # A container of another name is another container: the old one goes first, because it holds the port.
+            # A container of another name is another container, and the old one goes first, because it holds the port.
             "triggers": [owner_of(settings)],
             "add_previous_output_in_env": False,
             "opts": pulumi.ResourceOptions(parent=self, depends_on=after, delete_before_replace=True),

@@ -135,15 +135,15 @@ class TestShippedStacks:
     def test_local_builds_tags_deploys_and_releases(self, checkout: Checkout) -> None:
         exports, declared = checkout.run("local")
         assert set(declared) == {
-            "Image parasite",
-            "Image parasite-build",
-            "Command parasite-tag",
-            "Deployment parasite",
-            "Stash parasite-local-request",
-            "Command parasite-local-candidate",
-            "Command parasite-local",
-            "Release parasite",
-            "Command parasite-moving-tag",
+            "Image app",
+            "Image app-build",
+            "Command app-tag",
+            "Deployment app",
+            "Stash app-local-request",
+            "Command app-local-candidate",
+            "Command app-local",
+            "Release app",
+            "Command app-moving-tag",
         }
         assert {one.type for one in declared.values() if "command" in one.type} == {"command:local:Command"}
         assert exports == {
@@ -156,8 +156,8 @@ class TestShippedStacks:
 
     def test_staging_deploys_by_ssh(self, checkout: Checkout) -> None:
         _, declared = checkout.run("staging")
-        assert declared["Command parasite-staging"].type == "command:remote:Command"
-        assert "Image parasite-build" in declared
+        assert declared["Command app-staging"].type == "command:remote:Command"
+        assert "Image app-build" in declared
 
     def test_prod_builds_nothing(self, checkout: Checkout) -> None:
         checkout.tags = {checkout.commit: DIGEST}
@@ -165,7 +165,7 @@ class TestShippedStacks:
         assert not [key for key, one in declared.items() if one.type.startswith("docker:")]
         assert exports["image"] == f"registry.example.com/example-group/parasite@{DIGEST}"
         assert exports["releases"] == {"web-1": checkout.commit, "web-2": checkout.commit}
-        connection = declared["Command parasite-web-2"].plain("connection")
+        connection = declared["Command app-web-2"].plain("connection")
         assert connection["proxy"]["host"] == "jump.example.com"
 
     def test_prod_refuses_what_staging_has_not_pushed(self, checkout: Checkout) -> None:
@@ -180,7 +180,7 @@ class TestShippedStacks:
     def test_a_dirty_tree_is_named_so_in_local(self, checkout: Checkout) -> None:
         (checkout.root / "examples/parasite/new").write_text("x")
         _, declared = checkout.run("local")
-        assert f"tag={checkout.commit}-dirty-" in declared["Command parasite-tag"].inputs["create"]
+        assert f"tag={checkout.commit}-dirty-" in declared["Command app-tag"].inputs["create"]
 
 
 class TestOrder:
@@ -190,14 +190,14 @@ class TestOrder:
     def test_the_moving_tag_waits_for_every_server(self, stack: str, checkout: Checkout) -> None:
         checkout.tags = {checkout.commit: DIGEST}
         _, declared = checkout.run(stack)
-        commands = {one.name for one in declared.values() if one.parent.endswith("Deployment::parasite")}
-        release = declared["Release parasite"]
+        commands = {one.name for one in declared.values() if one.parent.endswith("Deployment::app")}
+        release = declared["Release app"]
         assert {name for name in commands if not name.endswith("-request")} <= names(release.depends_on)
 
     def test_servers_wait_for_the_image_s_own_tag(self, checkout: Checkout) -> None:
         _, declared = checkout.run("local")
-        for name in ("parasite-local-candidate", "parasite-local"):
-            assert "parasite-tag" in names(declared[f"Command {name}"].depends_on)
+        for name in ("app-local-candidate", "app-local"):
+            assert "app-tag" in names(declared[f"Command {name}"].depends_on)
 
 
 class TestPreview:
@@ -248,7 +248,7 @@ class TestSecrets:
 
     def test_the_registry_s_password_is_a_secret_of_the_build(self, checkout: Checkout) -> None:
         _, declared = checkout.run("local")
-        build = declared["Image parasite-build"]
+        build = declared["Image app-build"]
         assert build.is_secret("registry")
         assert build.plain("registry")["password"] == "MARKER-registry"
 
@@ -263,8 +263,8 @@ class TestGoingBack:
         checkout.tags = {earlier: DIGEST}
         exports, declared = checkout.run("local", commit=earlier[:9])
         assert exports["commit"] == earlier
-        assert "Image parasite-build" not in declared
-        assert "Command parasite-tag" not in declared
+        assert "Image app-build" not in declared
+        assert "Command app-tag" not in declared
 
     def test_with_the_registry_down_the_servers_record_is_used(self, checkout: Checkout) -> None:
         tag, image_of = "0a1b2c3d" * 5, f"127.0.0.1:5000/esteira/parasite@{DIGEST}"
