@@ -707,7 +707,7 @@ class Settings(_Model):
     domain: Annotated[list[str], BeforeValidator(rule.one_or_more(rule.domain_name))] = _key(
         "Domain, or domains, at which the application answers by HTTPS: ports 80 and 443 of the server, shared with "
         "other applications; the published port is then not opened.",
-        "text, or list of text",
+        "list of text, or text",
         "parasite.example.org",
         factory=list,
     )
@@ -717,7 +717,7 @@ class Settings(_Model):
     trusted_proxies: Annotated[list[str], BeforeValidator(rule.list_of(rule.network_range, unique=True))] = (
         _key(
             "Addresses of proxies in front of the server whose word about the client's address is taken.",
-            "list of addresses or ranges",
+            "list of text",
             ["10.0.0.0/8"],
             factory=list,
         )

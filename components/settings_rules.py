@@ -632,10 +632,7 @@ def one_or_more(check: Callable[[object], str]) -> Callable[[object], list[str]]
     many = list_of(check, unique=True)
 
     def read(raw: object) -> list[str]:
-        if not isinstance(raw, str):
-            return many(raw)
-        # Pulumi hands a list over as JSON text.
-        return many(json.loads(raw)) if raw.startswith("[") else [check(raw)]
+        return [check(raw)] if isinstance(raw, str) else many(raw)
 
     return read
 

@@ -2,7 +2,8 @@
 
 What it does wrong stands in knobs.json, so in the image and thus in the commit; the environment's KNOB_<NAME> wins.
 Paths: / shows the commit, /health answers the wanted status, /slow?seconds=S answers late, /environment/<NAME> says the
-SHA-256 of a variable and /file/<path> of a file (never the value: secrets are tested by it), /pid says when it began.
+SHA-256 of a variable and /file/<path> of a file (never the value: secrets are tested by it), /pid says when it began,
+/headers what the request's headers were.
 """
 
 import hashlib
@@ -61,6 +62,8 @@ class Handler(BaseHTTPRequestHandler):
         elif url.path.startswith("/file/"):
             path = Path(url.path.removeprefix("/file"))
             body = digest(path.read_bytes()) if path.exists() else "none"
+        elif url.path == "/headers":
+            body = json.dumps({name.lower(): value for name, value in self.headers.items()})
         elif url.path == "/pid":
             body = f"{os.getpid()} {STARTED}"
         else:
