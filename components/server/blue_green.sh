@@ -39,7 +39,7 @@ candidate() {
 prepare_candidate() {
   unchanged=''
   look_around_slots
-  if [ -n "$active" ] && [ -n "$declared_id" ] && [ "$declared_id" = "$serving_id" ]; then
+  if [ -n "$active" ] && [ -n "$declared_id" ] && [ "$declared_id" = "$serving_id" ] && in_slot "$serving_id" "$active"; then
     unchanged=yes
     [ "$declared_state" = running ] || restart_serving
     say "unchanged: $name runs commit $short_commit"
@@ -70,10 +70,16 @@ choose_slot() {
   free=blue
   if [ -n "$active" ]; then
     free=$(other_slot "$active")
-  elif [ -n "$declared_id" ]; then
+  else
     slot_holder green
-    [ "$holder_id" != "$declared_id" ] || free=green
+    [ -z "$holder_id" ] || [ "$holder_id" != "$declared_id" ] || free=green
+    [ -z "$serving_id" ] || [ "$serving_id" = "$declared_id" ] || ! in_slot "$serving_id" blue || free=green
   fi
+}
+
+# Whether container $1, running or not, has the alias of slot $2.
+in_slot() {
+  printf '%s\n' "$slots" | grep "^$1 " | grep -q " $name-$2 "
 }
 
 start_candidate() {
@@ -136,7 +142,7 @@ restart_serving() {
 }
 
 # An abandoned candidate eats jobs, memory and connections: unless it is switched to, it goes after a while. The timer is
-# this very shell's child, without its lock, and ends as soon as the candidate is no longer one.
+# this very shell's child, without its lock, and ends as soon as another run of this application has begun.
 keep_for_a_while() {
   (
     trap - INT TERM
@@ -146,9 +152,10 @@ keep_for_a_while() {
     while [ "$waited" -lt "$candidate_lifetime" ]; do
       sleep 5
       waited=$((waited + 5))
-      [ "$(docker inspect --format '{{.Name}}' "$candidate_id" 2>/dev/null)" = "/$candidate_name" ] || exit 0
+      is_last_run || exit 0
     done
     take_lock
+    is_last_run || exit 0
     make_passing_files
     look_around_slots
     [ "$serving_id" = "$candidate_id" ] || abandon
@@ -164,14 +171,15 @@ switch() {
     prune_releases
     return 0
   fi
-  old_id=$serving_id old_slot=$active took_over=''
+  old_id=$serving_id old_slot=$active took_over='' replaced_edge=''
   [ "$old_id" != "$candidate_id" ] || old_id=''
-  docker update --restart "$restart" "$candidate_id" >/dev/null
   if edge_is_declared; then
     configure_running_edge "$free"
+    docker update --restart "$restart" "$candidate_id" >/dev/null
     point_edge "$free" || {
+      return_to_old
       abandon
-      fail "The edge of $name on server $server does not answer; nothing was switched. Look at it there: docker logs $edge"
+      fail "The edge of $name on server $server does not answer: release $short_commit was not switched to. $taken_back Look at the edge there: docker logs $edge"
     }
   else
     bring_edge
@@ -179,6 +187,7 @@ switch() {
   measure "$candidate_start"
   say "switched to commit $short_commit, $took after its start"
   watch_release
+  [ -z "$replaced_edge" ] || name_edge
   give_slot_names
   drain
   remove_other_edge
@@ -210,17 +219,40 @@ watch_release() {
 # Sets taken_back, the sentence about it.
 point_back() {
   failed_answer=$last_answer
-  if [ -n "$took_over" ]; then
+  if [ -n "$took_over$replaced_edge" ]; then
     give_port_back
   elif [ -n "$old_id" ]; then
-    point_edge "$old_slot"
-    taken_back="The edge points back to commit $(printf %.7s "$serving_commit")."
+    return_to_old
   else
     probe_close
     if [ -n "$domain" ]; then remove_site; else remove_own_edge; fi
     edge_id='' taken_back="No release served before, and none serves now."
   fi
   abandon
+}
+
+# The edge points at the old release, for sure: it may have been pointed away from it although its answer was lost. Where
+# that cannot be known the candidate must not stop. Sets taken_back.
+return_to_old() {
+  if [ -z "$old_slot" ] || point_edge "$old_slot" || { reopen_edge && point_edge "$old_slot"; }; then
+    taken_back="The edge points back to commit $(printf %.7s "$serving_commit")."
+    [ -n "$serving_id" ] || taken_back="No release served before, and none serves now."
+  else
+    candidate_id=''
+    taken_back="The edge does not answer, so release $short_commit was left running; the next up puts it right."
+  fi
+}
+
+# The co-process in the edge has ended, with the Docker daemon or with the edge: opens another when both are back.
+reopen_edge() {
+  await_daemon
+  for attempt in 1 2 3 4 5 6 7 8 9 10; do
+    probe_close
+    look_at_edge
+    enter_edge && return 0
+    [ "$attempt" = 10 ] || sleep 1
+  done
+  return 1
 }
 
 give_slot_names() {
@@ -246,8 +278,9 @@ settle_slots() {
   if edge_is_declared; then
     configure_running_edge "$active"
   else
-    free=$active
+    free=$active old_slot=$active took_over='' replaced_edge=''
     bring_edge
+    [ -z "$replaced_edge" ] || name_edge
   fi
   remove_other_edge
   while read -r id state _; do
@@ -263,6 +296,8 @@ END
 drain() {
   [ -n "$old_id" ] && [ -z "$took_over" ] || return 0
   read_clock && drain_start=$now
+  # If the daemon is killed from here on, the old release does not wake.
+  forbid_restart "$old_id"
   sleep 0.1
   while count_in_flight "$old_slot" && [ "$in_flight" -gt 0 ]; do
     read_clock
@@ -275,7 +310,7 @@ drain() {
   else
     say "drained, $took"
   fi
-  stop_container "$old_id"
+  end_container "$old_id"
 }
 
 # Whether the edge runs with the declared image and published ports.
@@ -301,31 +336,28 @@ install_edge() {
     set -- "$@" "--publish=$published:$((10000 + port_number))"
     port_number=$((port_number + 1))
   done
-  docker rm --force "$edge-next" >/dev/null 2>&1
   create_edge "$edge-next" "$@"
-  configure_stopped_edge "$free"
+  # The configuration before, for the way back: both edges have the same volume.
+  [ -z "$edge_id" ] || docker cp "$edge_id:/edge" "$passing/edge-before" 2>/dev/null
+  configure_stopped_edge "${active:-$free}"
+  docker update --restart "$restart" "$candidate_id" >/dev/null
   still_wanted
   read_clock && gap_start=$now
   probe_close
   if [ -n "$edge_id" ]; then
-    docker stop --time 2 "$edge_id" >/dev/null
+    stop_container "$edge_id" 2
   elif [ -n "$serving_id" ] && [ -n "$(docker port "$serving_id")" ]; then
     took_over=yes
     stop_container "$serving_id"
   fi
-  if ! docker start "$created_edge" >/dev/null 2>"$passing/error"; then
-    message=$(tail -n 1 "$passing/error")
+  replaced_edge=$edge_id
+  if ! start_created_edge; then
     advise "$message"
-    docker rm --force "$created_edge" >/dev/null
     give_port_back
     abandon
     fail "The edge does not start on server $server: $message. $advice $taken_back"
   fi
-  [ -z "$edge_id" ] || docker rm --force "$edge_id" >/dev/null
-  docker rename "$created_edge" "$edge"
-  edge_id=$created_edge edge_state=running edge_mark=$edge_fingerprint
-  enter_edge
-  until probe_ask "http 2 http://localhost:10000/" && [ "$answer" != "${answer#*HTTP/}" ]; do sleep 0.05; done
+  [ -n "$replaced_edge" ] || name_edge
   measure "$gap_start"
   if [ -n "$took_over" ]; then
     say "the edge took the port over from commit $(printf %.7s "$serving_commit"); not served for $took"
@@ -334,17 +366,40 @@ install_edge() {
   fi
 }
 
+# Starts the edge that was made, waits until it answers and points it at the free slot. Sets message where it does not.
+start_created_edge() {
+  docker start "$created_edge" >/dev/null 2>"$passing/error" || { message=$(tail -n 1 "$passing/error") && return 1; }
+  edge_id=$created_edge edge_state=running edge_mark=$edge_fingerprint
+  read_clock && edge_start=$now
+  if enter_edge; then
+    while probe_ask "http 2 http://localhost:10000/"; do
+      case $answer in *HTTP/*) point_edge "$free" && return 0 ;; esac
+      read_clock
+      [ $((now - edge_start)) -lt 1000 ] || break
+      sleep 0.05
+    done
+  fi
+  message="it does not answer: $(docker logs --tail 1 "$created_edge" 2>&1)"
+  return 1
+}
+
 # What had the port before has it again.
 give_port_back() {
-  taken_back="No release served before, and none serves now."
+  await_daemon
+  probe_close
+  docker rm --force --volumes "$created_edge" >/dev/null 2>&1
+  edge_id=$replaced_edge edge_state=replaced
   if [ -n "$took_over" ]; then
-    probe_close
-    docker rm --force "$created_edge" >/dev/null 2>&1
+    remove_own_edge
     [ "$serving_restart" = no ] || docker update --restart "$serving_restart" "$serving_id" >/dev/null
     start_container "$serving_id"
     taken_back="What served before ($(printf %.7s "$serving_commit")) has its port back."
   elif [ -n "$edge_id" ]; then
-    docker start "$edge_id" >/dev/null
+    docker cp "$passing/edge-before/." "$edge_id:/edge" 2>/dev/null
+    enter_edge && point_edge "$old_slot"
     taken_back="The edge before serves again."
+  else
+    remove_own_edge
+    taken_back="No release served before, and none serves now."
   fi
 }

@@ -70,6 +70,18 @@ require_docker() {
   fi
 }
 
+# The daemon may be killed or updated in the middle. This shell outlives that, and leaves things in order when it is back.
+await_daemon() {
+  docker version >/dev/null 2>&1 && return 0
+  warn "the Docker daemon of server $server does not answer; waiting up to 2 minutes for it, to leave things in order"
+  read_clock && daemon_gone=$now
+  until docker version >/dev/null 2>&1; do
+    read_clock
+    [ $((now - daemon_gone)) -lt 12000 ] || return 1
+    sleep 0.5
+  done
+}
+
 # Sets run_directory: one folder for all users, since there is one lock per daemon. It is no sticky folder, because the
 # kernel's protected_regular would then refuse the file to its second user.
 choose_run_directory() {
@@ -97,6 +109,20 @@ take_lock() {
   fi
   printf '%s, process %s, since %s\n' "$operator" $$ "$(date -u '+%Y-%m-%d %H:%M:%S UTC')" >"$lock.holder.$$" 2>/dev/null &&
     mv -f "$lock.holder.$$" "$lock.holder" 2>/dev/null
+}
+
+# Leaves this run's mark. The timer of an earlier run that finds another one's has nothing left to do.
+mark_run() {
+  read_clock && run_mark=$$.$now
+  printf '%s\n' "$run_mark" >"$run_directory/$daemon.$name.run.$$" 2>/dev/null &&
+    mv -f "$run_directory/$daemon.$name.run.$$" "$run_directory/$daemon.$name.run" 2>/dev/null
+}
+
+# Whether no run of this application has begun since this one did.
+is_last_run() {
+  last_run=
+  read -r last_run 2>/dev/null <"$run_directory/$daemon.$name.run"
+  [ "$last_run" = "$run_mark" ]
 }
 
 lock_holder() {

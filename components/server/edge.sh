@@ -9,18 +9,41 @@
 
 # Sets edge_id, edge_state, edge_mark and active (the slot that gets the requests), empty where there is no edge.
 look_at_edge() {
-  edge_id='' active=''
-  # shellcheck disable=SC2046 # a fixed number of words
-  set -- $(docker container inspect --format \
-    '{{.Id}} {{.State.Status}} {{with index .Config.Labels "esteira.edge"}}{{.}}{{else}}-{{end}}' "$edge" 2>/dev/null)
-  [ $# -gt 0 ] || return 0
-  edge_id=$1 edge_state=$2 edge_mark=$3
+  edge_id='' active='' next_id=''
+  while read -r container_name id state mark; do
+    case $container_name in
+      "/$edge") edge_id=$id edge_state=$state edge_mark=$mark ;;
+      "/$edge-next") next_id=$id next_state=$state next_mark=$mark ;;
+    esac
+  done <<END
+$(docker container inspect --format \
+    '{{.Name}} {{.Id}} {{.State.Status}} {{with index .Config.Labels "esteira.edge"}}{{.}}{{else}}-{{end}}' "$edge" "$edge-next" 2>/dev/null)
+END
+  [ -z "$next_id" ] || settle_edges
+}
+
+# A run was cut off while it put an edge in place. If that one runs it has the ports, and was complete before its start.
+settle_edges() {
+  if [ "$next_state" = running ]; then
+    replaced_edge=$edge_id edge_id=$next_id edge_state=running edge_mark=$next_mark
+    name_edge
+  else
+    docker rm --force --volumes "$next_id" >/dev/null
+  fi
+}
+
+# The edge that runs gets the edge's name; the one before it goes.
+name_edge() {
+  [ -z "$replaced_edge" ] || docker rm --force --volumes "$replaced_edge" >/dev/null
+  replaced_edge=
+  docker rename "$edge_id" "$edge" 2>/dev/null
 }
 
 # Opens the co-process in the edge; sets active. Fails where the edge does not run.
 enter_edge() {
   [ -n "$edge_id" ] || return 1
   if [ "$edge_state" != running ]; then
+    docker update --restart always "$edge_id" >/dev/null 2>&1
     docker start "$edge_id" >/dev/null 2>"$passing/error" || return 1
     say "started the edge, which was $edge_state"
   fi
@@ -233,7 +256,7 @@ remove_site() {
 
 # Takes away this application's own edge.
 remove_own_edge() {
-  docker container inspect "$name-edge" >/dev/null 2>&1 || return 0
-  docker rm --force "$name-edge" >/dev/null
+  docker volume inspect "$name-edge" >/dev/null 2>&1 || return 0
+  docker rm --force --volumes "$name-edge" "$name-edge-next" >/dev/null 2>&1
   docker volume rm "$name-edge" "$name-edge-data" >/dev/null 2>&1
 }

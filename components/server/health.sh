@@ -114,6 +114,10 @@ probe_once() {
     '{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}} {{.RestartCount}} {{if .State.Health}}{{.State.Health.Status}}{{else}}-{{end}} {{if eq .HostConfig.NetworkMode "host"}}127.0.0.1{{else}}{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}{{end}}' "$1" 2>/dev/null)
   container_state=${2:-gone}
   exit_code=${3:--}
+  if [ "$container_state" = gone ] && ! docker version >/dev/null 2>&1; then
+    verdict="the Docker daemon does not answer any more"
+    return 1
+  fi
   if [ "$container_state" != running ] || [ "${5:-0}" -gt 0 ]; then
     verdict="it is $container_state (exit code $exit_code)"
     [ "${4:-false}" = true ] && verdict="$verdict: it needed more memory than its limit and was killed (container.memory)"

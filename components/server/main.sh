@@ -74,6 +74,7 @@ main() {
       short_digest=$(printf %.19s "$short_digest")
       release=$name-$(printf %.12s "$commit")-$(printf %.6s "${image##*sha256:}")$(printf %.6s "$fingerprint")
       take_lock
+      mark_run
       make_passing_files
       remove_leftovers
       case $phase in
@@ -84,6 +85,7 @@ main() {
       ;;
     remove)
       take_lock
+      mark_run
       make_passing_files
       remove
       ;;

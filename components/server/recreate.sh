@@ -38,8 +38,7 @@ replace() {
   fi
   if [ -n "$edge_id" ]; then
     # The strategy was blueGreen before: the edge holds the port.
-    docker update --restart no "$edge_id" >/dev/null
-    docker stop --time 2 "$edge_id" >/dev/null
+    stop_container "$edge_id" 2
   fi
   if ! docker start "$candidate_id" >/dev/null 2>"$passing/error"; then
     advise "$(tail -n 1 "$passing/error")"

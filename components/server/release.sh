@@ -120,20 +120,29 @@ start_container() {
   fi
 }
 
-# Stops container $1 as docker stop does, without waiting in docker: a docker stop that outlives this shell would later
-# kill what the next run has started.
+# Stops container $1 as docker stop does, after $2 seconds if given, without waiting in docker: a docker stop that outlives
+# this shell would later kill what the next run has started.
 stop_container() {
-  docker update --restart no "$1" >/dev/null 2>&1
+  forbid_restart "$1"
+  end_container "$@"
+}
+
+forbid_restart() {
+  docker update --restart no "$1" >/dev/null 2>&1 || { await_daemon && docker update --restart no "$1" >/dev/null 2>&1; }
+}
+
+end_container() {
+  stop_timeout=$2
   # shellcheck disable=SC2046 # a fixed number of words
-  set -- "$1" $(docker inspect --format '{{.State.Running}} {{if .Config.StopSignal}}{{.Config.StopSignal}}{{else}}SIGTERM{{end}} {{if .Config.StopTimeout}}{{.Config.StopTimeout}}{{else}}10{{end}} {{.State.Pid}}' "$1")
+  set -- "$1" $(docker inspect --format '{{.State.Running}} {{if .Config.StopSignal}}{{.Config.StopSignal}}{{else}}SIGTERM{{end}} {{if .Config.StopTimeout}}{{.Config.StopTimeout}}{{else}}10{{end}}' "$1" 2>/dev/null)
   [ "$2" = true ] || return 0
   read_clock && stop_start=$now
   docker kill --signal "$3" "$1" >/dev/null 2>&1
   while [ "$(docker inspect --format '{{.State.Running}}' "$1" 2>/dev/null)" = true ]; do
     read_clock
-    if [ $((now - stop_start)) -ge $(($4 * 100)) ]; then
+    if [ $((now - stop_start)) -ge $((${stop_timeout:-$4} * 100)) ]; then
       docker kill "$1" >/dev/null 2>&1
-      warn "it did not stop within $4 s of $3 and was killed"
+      [ -n "$stop_timeout" ] || warn "it did not stop within $4 s of $3 and was killed"
       return 0
     fi
     # Asking docker costs more than the wait: sleep until the process is gone, where it can be seen.
@@ -173,8 +182,9 @@ abandon() {
   fi
   [ -z "$pulled_now" ] || remove_image "$image"
   remove_leftovers
+  [ -z "$created_edge" ] || [ "$created_edge" = "$edge_id" ] || docker rm --force --volumes "$created_edge" >/dev/null 2>&1
   # A network without anything on it; docker keeps one that is used.
-  [ -n "$edge_id" ] || docker network rm "$network" >/dev/null 2>&1
+  [ -n "$edge_id" ] || { remove_own_edge && docker network rm "$network" >/dev/null 2>&1; }
 }
 
 # A container that Esteira did not make is nobody's to throw away.
