@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -97,3 +97,18 @@ def project(tmp_path: Path, registry: Registry, builder: Machine, request: pytes
     """Give a checkout of its own, with an image repository of its own."""
     name = request.node.name.partition("[")[0].replace("_", "-").lower()
     return Project(tmp_path / "project", registry, builder, f"live/{name}")
+
+
+_SEEN = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Give what notes a figure for the end of the run's report."""
+    return request.config.stash.setdefault(_SEEN, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell the figures that were seen."""
+    for line in config.stash.get(_SEEN, []):
+        terminalreporter.line(line)

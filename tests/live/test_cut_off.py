@@ -1,0 +1,224 @@
+"""A deployment is killed at every one of its docker commands: what served serves on, and the next run ends clean.
+
+The whole matrix (every command, before, during and after it, five kinds of deployment) takes about an hour and runs
+with ESTEIRA_LIVE_FULL=1; without it a sample drawn anew at each run, which ESTEIRA_LIVE_SEED repeats.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.live.driving import PORT, Application, Images, Prober, Release, shown
+from tests.live.machines import Machine
+from tests.live.registry import Registry
+
+FULL = os.environ.get("ESTEIRA_LIVE_FULL") == "1"
+SEED = os.environ.get("ESTEIRA_LIVE_SEED") or str(random.randrange(10**6))
+SAMPLE = 12
+"""Cut-offs of each kind of deployment in a run that is not the whole matrix."""
+WAYS = ("before", "during", "after")
+
+
+@pytest.fixture(scope="module")
+def images(builder: Machine, registry: Registry) -> Images:
+    return Images(builder, registry)
+
+
+@pytest.fixture
+def app(one: Machine, registry: Registry) -> Application:
+    app = Application(one, registry, preDeploy="true")
+    app.shim()
+    return app
+
+
+@dataclass
+class Scenario:
+    """A kind of deployment: it brings ``target`` while ``serving`` serves."""
+
+    app: Application
+    images: Images
+    serving: Release | None = None
+    target: Release | None = None
+    dark: bool = False
+    """Nothing serves before, so requests fail until the next run."""
+
+    def prepare(self) -> None:
+        """Make the state from which the deployment starts."""
+        raise NotImplementedError
+
+    def again(self) -> None:
+        """After a surprise: everything as at the first time."""
+        self.app.engine.clear()
+        self.serving = None
+
+    def settled_on(self, release: Release) -> None:
+        """Note which release serves now."""
+        self.serving = release
+
+    def target_works(self) -> bool:
+        return True
+
+    def deploy(self, release: Release) -> str:
+        """Run it to its end; what is wrong with how it ended, or an empty text."""
+        done = self.app.deploy(release)
+        good = release is not self.target or self.target_works()
+        if (done[-1].status == 0) != good:
+            return shown(done)
+        return ""
+
+
+class First(Scenario):
+    """The first deployment: the edge is made."""
+
+    def prepare(self) -> None:
+        self.app.engine.clear()
+        self.serving, self.target, self.dark = None, Release(self.images.make()), True
+
+
+class Update(Scenario):
+    """A new commit, whose image is pulled."""
+
+    def prepare(self) -> None:
+        if self.serving is None:
+            self.serving = Release(self.images.make())
+            self.app.up(self.serving)
+        self.target = Release(self.images.make())
+
+
+class Rollback(Scenario):
+    """A release that is kept on the server serves again."""
+
+    kept: Release | None = None
+
+    def prepare(self) -> None:
+        if self.serving is None:
+            self.kept, self.serving = Release(self.images.make()), Release(self.images.make())
+            self.app.up(self.kept)
+            self.app.up(self.serving)
+        assert self.kept is not None
+        self.target = self.kept
+
+    def settled_on(self, release: Release) -> None:
+        if release is self.kept:
+            self.kept = self.serving
+        self.serving = release
+
+
+class Failing(Update):
+    """A release that never gets healthy."""
+
+    knobs: dict[str, object] = {"health_status": 500}  # noqa: RUF012 - of the class
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.target = Release(self.images.make(), knobs=self.knobs)
+
+    def target_works(self) -> bool:
+        return False
+
+
+class Sick(Failing):
+    """A release that falls ill when it is asked for the first time: after the switch."""
+
+    knobs = {"sick_after": 1}  # noqa: RUF012
+
+
+KINDS = {"first": First, "update": Update, "rollback": Rollback, "failing": Failing, "sick": Sick}
+
+
+def cut(scenario: Scenario, number: int, how: str, wait: float) -> str:
+    """Deploy and cut off at the ``number``-th docker command; at which it was, empty if it ended before."""
+    app = scenario.app
+    assert scenario.target is not None
+    with app.cut(number, how, wait) as at:
+        for phase in app.phases(scenario.target):
+            done = app.run(phase, scenario.target)
+            if at():
+                assert done.status in {-signal.SIGKILL, 0, 1}, done.shown
+                return at()
+            if done.status != 0:
+                break
+    return ""
+
+
+def one_case(scenario: Scenario, number: int, how: str, following: str, wait: float) -> tuple[str, list[str]]:
+    """Cut off, look, run the next one; (docker command at which it was cut off, what is wrong)."""
+    app = scenario.app
+    scenario.prepare()
+    before, target = scenario.serving, scenario.target
+    assert target is not None
+    wrong: list[str] = []
+    with Prober(app.machine.host) as prober:
+        at = cut(scenario, number, how, wait)
+        time.sleep(0.1)
+        following_release = target if following == "same" or before is None else before
+        said = scenario.deploy(following_release)
+        time.sleep(0.1)
+    if said:
+        wrong.append(f"the next run ended in another way than it should:\n{said}")
+    settled = following_release if following_release is not target or scenario.target_works() else before
+    if prober.failures and not scenario.dark:
+        wrong.append(f"{len(prober.failures)} of {prober.asked} requests failed: {prober.failures[0][1]}")
+    if settled is not None:
+        wrong += app.leftovers(settled)
+        difference = app.difference(settled)
+        if difference:
+            wrong.append(f"a preview says: {difference}")
+        if f"commit {settled.commit} " not in str(app.machine.answers(PORT)):
+            wrong.append("another release answers")
+        scenario.settled_on(settled)
+    return at, wrong
+
+
+def cases(kind: str, count: int) -> Iterator[tuple[int, str, str, float]]:
+    """Yield (n-th command, how, which run follows, seconds into the command): all, or a sample."""
+    chance = random.Random(f"{SEED} {kind}")
+    every = [
+        # Each command is cut off at least once in front of each of the two runs that may follow.
+        (number, how, ("same", "previous")[(place + (number if how == "during" else 0)) % 2])
+        for number in range(1, count + 1)
+        for place, how in enumerate(WAYS)
+    ]
+    for number, how, following in every if FULL else chance.sample(every, SAMPLE):
+        yield number, how, following, chance.choice((0.005, 0.02, 0.05))
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed(kind: str, app: Application, images: Images, record: Callable[[str], None]) -> None:
+    scenario = KINDS[kind](app, images)
+    scenario.prepare()
+    app.count()
+    assert scenario.target is not None
+    with Prober(app.machine.host):
+        assert scenario.deploy(scenario.target) == ""
+    count = len(app.count())
+    if scenario.target_works():
+        scenario.settled_on(scenario.target)
+    failed, done = [], 0
+    started = time.monotonic()
+    for number, how, following, wait in cases(kind, count):
+        at, wrong = one_case(scenario, number, how, following, wait)
+        done += 1
+        if wrong:
+            told = f"{how} command {number} (docker {at[:90]}), then the {following} commit: " + "; ".join(
+                wrong
+            )
+            failed.append(told)
+            print(told, flush=True)
+            scenario.again()
+    all_of_them = (
+        f"all {done}" if FULL else f"{done} of {3 * count} (seed {SEED}; ESTEIRA_LIVE_FULL=1 for all)"
+    )
+    record(
+        f"{kind}: killed at {all_of_them} places of {count} docker commands, {len(failed)} with a fault, "
+        f"{time.monotonic() - started:.0f} s"
+    )
+    assert not failed, "\n".join(failed)
