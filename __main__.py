@@ -5,7 +5,7 @@ import pulumi
 from components.arguments import owner_of
 from components.deployment import Deployment, addresses
 from components.image import Image, image_args
-from components.interrupt import end_quietly
+from components.interrupt import end_quietly, told_to_the_engine
 from components.reading import known_digests, read_servers
 from components.release import Release, release_args
 from components.settings import from_pulumi
@@ -13,31 +13,34 @@ from components.source import inspect
 
 end_quietly()
 
-settings = from_pulumi()
-source = inspect(settings)
-readings = read_servers(settings, owner_of(settings))
-# Not the container's name: with other resource names a renamed container would be created before the old one is removed,
-# which still holds the port.
-name = "app"
+with told_to_the_engine():
+    settings = from_pulumi()
+    source = inspect(settings)
+    readings = read_servers(settings, owner_of(settings))
+    # Not the container's name: with other resource names a renamed container would be created before the old one is
+    # removed, which still holds the port.
+    name = "app"
 
-image = Image(name, image_args(settings, source, known_digests=known_digests(readings)))
-deployment = Deployment(
-    name,
-    {
-        "settings": settings,
-        "commit": source.commit,
-        "tag": source.tag,
-        "image": image.reference,
-        "digest": image.known_digest,
-        "readings": readings,
-    },
-)
-release = Release(
-    name, release_args(settings, source.commit, image.digest), pulumi.ResourceOptions(depends_on=[deployment])
-)
+    image = Image(name, image_args(settings, source, known_digests=known_digests(readings)))
+    deployment = Deployment(
+        name,
+        {
+            "settings": settings,
+            "commit": source.commit,
+            "tag": source.tag,
+            "image": image.reference,
+            "digest": image.known_digest,
+            "readings": readings,
+        },
+    )
+    release = Release(
+        name,
+        release_args(settings, source.commit, image.digest),
+        pulumi.ResourceOptions(depends_on=[deployment]),
+    )
 
-pulumi.export("commit", source.commit)
-pulumi.export("image", image.reference)
-pulumi.export("digest", release.digest)
-pulumi.export("addresses", addresses(settings))
-pulumi.export("releases", deployment.releases)
+    pulumi.export("commit", source.commit)
+    pulumi.export("image", image.reference)
+    pulumi.export("digest", release.digest)
+    pulumi.export("addresses", addresses(settings))
+    pulumi.export("releases", deployment.releases)

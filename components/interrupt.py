@@ -4,6 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pulumi
+
+from components.errors import EsteiraError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HOST = "pulumi-language-python-exec"
+_MESSAGE_SHOWN = 32
+"""The exit status by which that host knows that the error has been shown already."""
 
 
 def end_quietly() -> None:
@@ -13,3 +27,18 @@ def end_quietly() -> None:
     error that the engine has just shown. The run's exit status is the engine's own.
     """
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
+@contextmanager
+def told_to_the_engine() -> Iterator[None]:
+    """Show an EsteiraError as the engine's last word on the program.
+
+    The engine's host shows it too, but adds "an unhandled error occurred" below it.
+    """
+    try:
+        yield
+    except EsteiraError as error:
+        if not any(_HOST in word for word in sys.orig_argv):
+            raise
+        pulumi.log.error(str(error))
+        sys.exit(_MESSAGE_SHOWN)

@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from components.errors import EsteiraError
+from components.interrupt import told_to_the_engine
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -48,3 +53,22 @@ class TestEndQuietly:
         )
         assert done.stdout == "True\n"
         assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+
+
+class TestToldToTheEngine:
+    """The cause is the last thing on the screen: the engine adds nothing under an error that was shown already."""
+
+    def test_under_the_engine_s_host_it_is_shown_and_ends_as_shown(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said: list[str] = []
+        monkeypatch.setattr(sys, "orig_argv", ["python", "/somewhere/pulumi-language-python-exec", "."])
+        monkeypatch.setattr("pulumi.log.error", said.append)
+        with pytest.raises(SystemExit) as ended, told_to_the_engine():
+            raise EsteiraError("This is wrong. Do that.")
+        assert ended.value.code == 32
+        assert said == ["This is wrong. Do that."]
+
+    def test_elsewhere_it_is_raised(self) -> None:
+        with pytest.raises(EsteiraError), told_to_the_engine():
+            raise EsteiraError("This is wrong. Do that.")
