@@ -173,8 +173,8 @@ class Client:
         # Spread, so that at every moment some are about to end and some have just begun.
         await self._pause(offset)
         while not self.stopping.is_set():
-            await self._record(kind, work, expected)
-            await self._pause(0.05)
+            # One that is refused at once must not count again and again: that would be the client's doing.
+            await self._pause(0.5 if await self._record(kind, work, expected) else 0.05)
 
     async def _slow(self) -> None:
         await self._ask(f"/slow?seconds={self.plan.slow_time}", b"late from release ")

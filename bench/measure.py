@@ -95,6 +95,8 @@ class Times:
     """Longest time between two good answers, asked every few milliseconds, by way."""
     wall: dict[str, list[float]] = field(default_factory=dict)
     """The whole release, by way."""
+    command: list[float] = field(default_factory=list)
+    """One docker command that does next to nothing, on the server: how quick, or disturbed, the machine is."""
     calls: dict[str, list[int]] = field(default_factory=dict)
     """Docker commands on the server, by phase."""
 
@@ -140,12 +142,21 @@ def times(place: Place, rounds: int, say: Say) -> Times:
     found = Times()
     for number in range(1, rounds + 1):
         release = place.release()
+        _command(place, found)
         _own(place, *next(own), found)
         _procedure(place, procedure, release, found)
         _recreate(place, recreate, release, found)
         _blue_green(place, blue_green, release, found)
         say(f"  times: round {number} of {rounds}")
     return found
+
+
+def _command(place: Place, found: Times) -> None:
+    clock = "read -r now _ </proc/uptime; echo $now"
+    begun, ended = place.server.sh(
+        f"{clock}; for _ in 1 2 3 4 5 6 7 8 9 10; do docker version >&2; done; {clock}"
+    ).split()
+    found.command.append((float(ended) - float(begun)) / 10)
 
 
 def _own(place: Place, stopped: str, started: str, release: Release, found: Times) -> None:
