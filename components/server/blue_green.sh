@@ -11,7 +11,7 @@ look_around_slots() {
   enter_edge || return 0
   slot_holder "$active"
   if [ -n "$holder_id" ] && [ "$holder_id" != "$serving_id" ]; then
-    serving_id=$holder_id serving_state=running
+    serving_id=$holder_id
     # shellcheck disable=SC2046 # three words
     set -- $(docker inspect --format '{{index .Config.Labels "esteira.release"}} {{index .Config.Labels "esteira.commit"}} {{.HostConfig.RestartPolicy.Name}}' "$serving_id")
     serving_release=$1 serving_commit=$2 serving_restart=$3
@@ -82,6 +82,7 @@ in_slot() {
   printf '%s\n' "$slots" | grep "^$1 " | grep -q " $name-$2 "
 }
 
+# Starts the candidate in the free slot and waits until it is healthy; otherwise it goes, and the run ends.
 start_candidate() {
   read_clock && candidate_start=$now
   probe_address=$name-$free
@@ -100,6 +101,7 @@ start_candidate() {
   fail "Release $short_commit is not healthy on server $server: $verdict; last answer: $last_answer. $(still_serving)"
 }
 
+# Prints, for the end of an error, what serves now that the candidate has failed.
 still_serving() {
   if [ -n "$serving_id" ]; then
     echo "Nothing was changed: commit $(printf %.7s "$serving_commit") serves on."
@@ -255,6 +257,7 @@ reopen_edge() {
   return 1
 }
 
+# Names follow the switch: the release before gets its own name, the one that serves the declared name.
 give_slot_names() {
   if [ -n "$old_id" ] && [ "$old_id" != "$candidate_id" ]; then
     tell_adopted
@@ -318,6 +321,7 @@ edge_is_declared() {
   [ -n "$active" ] && [ "$edge_mark" = "$edge_fingerprint" ]
 }
 
+# Puts the edge in front of the candidate: the shared one for a domain, one of its own for plain ports.
 bring_edge() {
   if [ -n "$domain" ]; then add_site "$free"; else install_edge; fi
 }

@@ -10,6 +10,7 @@ say() {
   printf '%s\n' "$*" 2>/dev/null || client_lost=yes
 }
 
+# Tells what a person should know, though the run goes on.
 warn() {
   printf 'warning: %s\n' "$*" >&2 2>/dev/null || client_lost=yes
 }
@@ -25,6 +26,7 @@ fail() {
   leave 1
 }
 
+# Ends the run with status $1. Nothing that was only passing stays.
 leave() {
   probe_close
   remove_passing_files
@@ -125,6 +127,7 @@ is_last_run() {
   [ "$last_run" = "$run_mark" ]
 }
 
+# Prints who holds the lock, as he himself wrote it down.
 lock_holder() {
   holder='somebody who has not said who'
   [ -r "$lock.holder" ] && read -r holder <"$lock.holder"
@@ -141,6 +144,7 @@ make_passing_files() {
     fail "No passing folder can be made in $passing_base on server $server. Check free space there: df $passing_base"
 }
 
+# Removes the private folder, with whatever secret was in it.
 remove_passing_files() {
   [ -n "$passing" ] && rm -rf "$passing"
   passing=

@@ -54,6 +54,7 @@ enter_edge() {
   active=$answer
 }
 
+# Prints the slot that is not $1.
 other_slot() {
   case $1 in blue) echo green ;; *) echo blue ;; esac
 }
@@ -127,6 +128,7 @@ certificate_configuration() {
   esac
 }
 
+# Prints what all sites of an edge share.
 main_configuration() {
   echo "{"
   # Its own loopback: nobody outside the container reaches it.
@@ -210,6 +212,7 @@ configure_running_edge() {
   refuse "The edge cannot be reloaded" "$(tail -n 1 "$passing/error")"
 }
 
+# Makes a changed configuration the running one.
 reload_edge() {
   docker exec "$edge_id" caddy reload --config /edge/Caddyfile --adapter caddyfile >/dev/null 2>"$passing/error"
 }

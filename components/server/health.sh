@@ -38,6 +38,7 @@ probe_open_in_edge() {
   probe_attach
 }
 
+# Opens both ends of the co-process that was just started.
 probe_attach() {
   probe_process=$!
   exec 7>"$passing/ask" 8<"$passing/answer"
@@ -51,6 +52,7 @@ probe_ask() {
   printf '%s\n' "$1" >&7 2>/dev/null && read -r answer <&8
 }
 
+# Ends the co-process: it ends by itself at the end of its input.
 probe_close() {
   [ -n "$probe_is_open" ] || return 0
   exec 7>&- 8<&-
@@ -147,6 +149,7 @@ probe_once() {
   esac
 }
 
+# Sets verdict where the probe itself is gone.
 probe_lost() {
   verdict="it could not be probed: $(tail -n 1 "$passing/probe-error" 2>/dev/null)"
 }

@@ -65,10 +65,12 @@ pull() {
   pulled_layers=$(printf '%s\n' "$message" | grep -c 'Pull complete')
 }
 
+# Prints the size of the image, unpacked, in MB.
 image_megabytes() {
   echo $(($(docker image inspect --format '{{.Size}}' "$image") / 1000000))
 }
 
+# Prints the last line of $1 that says something.
 last_line() {
   printf '%s\n' "$1" | grep -v '^[[:space:]]*$' | tail -n 1
 }

@@ -14,6 +14,7 @@ add_port() {
   edge_ports="$edge_ports $protocol/${target##*:}"
 }
 
+# Reads the arguments, sets what all phases share, and carries out the phase in $1.
 main() {
   phase=$1
   shift
@@ -26,7 +27,7 @@ main() {
       commit=*) commit=${1#*=} ;;
       tag=*) tag=${1#*=} ;;
       registry=*) registry=${1#*=} ;;
-      strategy=*) strategy=${1#*=} ;;
+      strategy=*) ;; # for who reads a preview: the phase says it
       restart=*) restart=${1#*=} ;;
       network=*) more_networks="$more_networks ${1#*=}" ;;
       preDeploy=*) pre_deploy=${1#*=} ;;

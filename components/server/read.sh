@@ -1,5 +1,6 @@
 # Esteira on a server: reading. What runs here, for the preview; changes nothing and waits for no lock.
 
+# Prints what runs here, one thing a line, from a first line to an end line, so that half of it is no answer.
 read_server() {
   echo "esteira-reading 1"
   echo "arch $server_arch"

@@ -1,5 +1,6 @@
 # Esteira on a server: strategy recreate. Everything that can fail without a gap is done first; then stop old, start new.
 
+# Phase deploy: the declared release runs, or the one before does again.
 recreate() {
   look_around
   look_at_edge
@@ -86,6 +87,7 @@ $releases
 END
 }
 
+# The declared release serves already, perhaps with another restart policy.
 settle_policy() {
   docker update --restart "$restart" "$serving_id" >/dev/null
 }

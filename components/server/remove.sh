@@ -1,5 +1,6 @@
 # Esteira on a server: remove. Takes away what this declaration made here, and nothing else. Named volumes are the user's data.
 
+# Phase remove, for a destroy: every container, network and volume that carries this declaration's label.
 remove() {
   removed=0
   remove_leftovers

@@ -1,0 +1,166 @@
+"""The program that runs on a server: every shell that a server may have parses it, and it gives no secret away."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.remote import SERVER_FILES, Payload, standard_input
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "components/server"
+FILES = {name: (FOLDER / name).read_text() for name in SERVER_FILES}
+WHOLE = standard_input(
+    Payload(
+        image="registry.example.com/g/p@sha256:" + "ab" * 32,
+        registry_user="ana",
+        registry_password="it's $HOME",
+        secret_environment={"API_TOKEN": "two\nlines"},
+        secret_files={"/run/secrets/token": "x"},
+    )
+)
+AS_ROOT = standard_input(Payload(), sudo=True, sudo_password="it's")
+SHELLS = (["dash", "-n"], ["busybox", "sh", "-n"], ["bash", "--posix", "-n"], ["sh", "-n"])
+FUNCTION = re.compile(r"^([a-z_]+)\(\) *[{(]", re.MULTILINE)
+
+
+def lines_with(pattern: str) -> list[str]:
+    """Return all lines of code, as FILE: LINE, that have the pattern."""
+    found = []
+    for name, text in FILES.items():
+        found += [
+            f"{name}: {line.strip()}"
+            for line in text.splitlines()
+            if re.search(pattern, line) and not line.lstrip().startswith("#")
+        ]
+    return found
+
+
+class TestShells:
+    """A server's sh is dash, busybox or bash; the program is POSIX, so all of them parse it."""
+
+    @pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+    @pytest.mark.parametrize("text", [WHOLE, AS_ROOT], ids=["plain", "sudo"])
+    def test_it_is_parsed(self, shell: list[str], text: str) -> None:
+        if shutil.which(shell[0]) is None:
+            pytest.skip(f"there is no {shell[0]}")
+        done = subprocess.run(shell, input=text, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    @pytest.mark.parametrize(
+        "word", [r"\blocal\b", r"\[\[", r"\bfunction\b", r"<<<", r"\becho -[en]\b", r"\$'"]
+    )
+    def test_no_word_of_bash(self, word: str) -> None:
+        assert lines_with(rf"(^|[;&|] *){word}") == []
+
+    def test_each_file_is_named_in_its_first_line(self) -> None:
+        assert not [name for name, text in FILES.items() if not text.startswith("# Esteira on a server: ")]
+
+    def test_shellcheck(self) -> None:
+        """`make lint` does it with a pinned shellcheck; here with the machine's own, where it has one."""
+        makefile = (ROOT / "Makefile").read_text()
+        options = re.search(r"\$\(SERVER_PROGRAM\) \| \S*shellcheck (.*) -$", makefile, re.MULTILINE)
+        assert options, "make lint checks the program as it is sent"
+        beside = Path(sys.executable).parent
+        program = shutil.which("shellcheck", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
+        if program is None:
+            pytest.skip("there is no shellcheck")
+        done = subprocess.run(
+            [program, *options[1].split(), "-"],
+            input=standard_input(Payload()),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, "")
+
+
+class TestFunctions:
+    """Small functions, each with a line on what it does and which variables it sets: they share all of them."""
+
+    @pytest.mark.parametrize("name", SERVER_FILES)
+    def test_every_function_has_a_comment(self, name: str) -> None:
+        lines = FILES[name].splitlines()
+        bare = [
+            line
+            for before, line in zip(["", *lines], lines, strict=False)
+            if FUNCTION.match(line) and not before.startswith("#")
+        ]
+        assert bare == []
+
+    def test_no_name_is_taken_twice(self) -> None:
+        names = [found for text in FILES.values() for found in FUNCTION.findall(text)]
+        assert len(names) == len(set(names))
+
+    def test_none_is_left_over(self) -> None:
+        names = {found for text in FILES.values() for found in FUNCTION.findall(text)}
+        names |= {"export_secrets", "copy_secret_files"}
+        unused = {name for name in names if len(re.findall(rf"\b{name}\b", WHOLE)) < 2}
+        assert unused == set()
+
+
+class TestSecrets:
+    """Arguments and environment of a process are seen by everybody on the server: no secret may be there."""
+
+    def test_the_registry_s_password_goes_through_a_pipe_only(self) -> None:
+        uses = lines_with(r"\$\{?registry_password")
+        assert len(uses) == 2
+        for use in uses:
+            assert re.search(r'\[ -n "\$registry_password" \]|printf \'%s\' "\$registry_password" \|', use), (
+                use
+            )
+
+    def test_a_secret_file_goes_through_a_pipe_only(self) -> None:
+        function = re.search(
+            r"^copy_secret_file_archive\(\) \{\n(.*?)^\}", FILES["release.sh"], re.MULTILINE | re.DOTALL
+        )
+        assert function
+        assert function[1].strip() == 'printf \'%s\' "$3" | base64 -d | docker cp - "$1:$2"'
+
+    def test_what_prints_a_secret_is_the_shell_itself(self) -> None:
+        """A program of that name would get it as an argument."""
+        assert lines_with(r"(/|command |env |exec )(printf|echo)\b") == []
+
+    def test_secrets_are_exported_in_a_subshell_only(self) -> None:
+        """Else every later command of the run would inherit them."""
+        assert [
+            line for line in lines_with(r"\bexport\b|\bexport_secrets\b") if "$(export_secrets &&" not in line
+        ] == []
+
+    def test_docker_gets_their_names_only(self) -> None:
+        assert "\nsecret_names=--env=API_TOKEN\n" in WHOLE
+        assert lines_with(r"docker create .*(--env|-e )") == []
+
+    def test_no_login_has_a_password_argument(self) -> None:
+        logins = lines_with(r" login --")
+        assert len(logins) == 1
+        assert "--password-stdin" in logins[0]
+
+    def test_no_login_is_kept(self) -> None:
+        """It is written to a folder in memory that goes with the pull."""
+        assert "/dev/shm" in FILES["common.sh"]
+        assert [line for line in lines_with(r"docker login") if "--config" not in line] == []
+
+    def test_nothing_is_traced_or_evaluated_but_quoted_settings(self) -> None:
+        assert lines_with(r"\bset -[a-z]*[xv]") == []
+        assert lines_with(r"\beval\b") == ['release.sh: eval "set -- $kept_options -- $pre_deploy"']
+
+
+class TestDescriptors:
+    """A child that outlives the shell must not keep the lock: docker runs without its descriptors."""
+
+    def test_docker_is_called_by_its_wrapper(self) -> None:
+        for line in lines_with(r"\bcommand docker\b"):
+            assert "9>&-" in line or "9<&-" in line or line.endswith("\\") or "create" in line, line
+
+    def test_only_the_lock_opens_its_descriptor(self) -> None:
+        opened = [line for line in lines_with(r"\b9[<>]") if not re.search(r"\b9[<>]&-", line)]
+        assert len(opened) == 1
+        assert opened[0].startswith('common.sh: exec 9<"$lock" || fail ')
