@@ -27,9 +27,7 @@ def run(place: local.Place, arguments: Sequence[str]) -> int:
     values = dict(os.environ)
     # What is not asked for need not be prepared: the first time that takes minutes.
     asked = [argument for argument in arguments if (place.root / argument.split("::")[0]).exists()]
-    only_others = bool(asked) and all(
-        argument.startswith(("tests/unit", "tests/engine")) for argument in asked
-    )
+    only_others = bool(asked) and all(argument.startswith("tests/unit") for argument in asked)
     reason = None if only_others else _prepare_live(place)
     if reason is not None:
         if is_required():

@@ -1,19 +1,23 @@
 """Layers of tests: which can run here, and at the end which ran and which were skipped, and why.
 
-A test's layer is its folder: tests/unit needs nothing, tests/live needs root and a Docker Engine, tests/engine the
-Pulumi CLI. `./esteira test` prepares them and tells by the environment what cannot be had.
+A test's layer is its folder: tests/unit needs nothing, tests/live needs root and a Docker Engine, tests/engine the same
+and the Pulumi CLI. `./esteira test` prepares them and tells by the environment what cannot be had.
 Without it pytest looks itself.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from cli import engine
+
+# The servers and the registry: one room for both layers that need it.
+pytest_plugins = ["tests.live.parts"]
 
 FOLDER = Path(__file__).parent
 LAYERS = ("unit", "live", "engine")
@@ -39,7 +43,10 @@ def _why_not_live() -> str:
 def _why_not_engine() -> str:
     if said := os.environ.get("ESTEIRA_SKIP_ENGINE"):
         return said
-    return "" if shutil.which("pulumi") else "there is no pulumi on PATH"
+    if why := _why_not_live():
+        return f"its servers are the live layer's, which cannot run: {why}"
+    found = engine.find(FOLDER.parent, install=False)
+    return found.reason if isinstance(found, engine.Missing) else ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
