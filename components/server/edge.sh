@@ -67,8 +67,10 @@ point_edge() {
 
 # Sets in_flight: the requests, WebSockets and event streams that slot $1 still answers, as the edge itself counts them.
 count_in_flight() {
-  in_flight=0
-  probe_ask "upstreams 5 -" || return 1
+  in_flight=${in_flight:-1}
+  probe_ask "upstreams 5 -" || { in_flight=0 && return 1; }
+  # An edge too busy to tell has not said that there are none.
+  case $answer in *"\"$name-$1:"*) in_flight=0 ;; *) return 0 ;; esac
   for counted in $(printf '%s' "$answer" | tr '{' '\n' | sed -n "s/.*\"address\":\"$name-$1:[^\"]*\".*\"num_requests\":\([0-9]*\).*/\1/p"); do
     in_flight=$((in_flight + counted))
   done
@@ -164,9 +166,11 @@ write_configuration() {
 
 # Makes the network that edge and releases of this application share.
 make_network() {
+  # An edge that answers is on it.
+  [ -z "$active" ] || return 0
   docker network inspect "$network" >/dev/null 2>&1 ||
     docker network create --label "esteira.owner=$owner" --label esteira.role=network "$network" >/dev/null 2>"$passing/error" ||
-    refuse "The network $network cannot be made" "$(tail -n 1 "$passing/error")"
+    refuse "The network $network cannot be made" "$(docker_said)"
 }
 
 # Creates an edge that does not run yet, called $1; its published ports are the arguments after it. Sets created_edge.
@@ -178,7 +182,7 @@ create_edge() {
     --label "esteira.owner=$edge_owner" --label esteira.role=edge --label "esteira.edge=$edge_fingerprint" \
     --volume "$edge:/edge" --volume "$edge-data:/data" "$@" "$edge_image" \
     caddy run --config /edge/Caddyfile --adapter caddyfile 2>"$passing/error") ||
-    refuse "The edge cannot be created" "$(tail -n 1 "$passing/error")"
+    refuse "The edge cannot be created" "$(docker_said)"
 }
 
 # Puts the configuration into the volume of an edge that does not run yet; its first slot is $1.
@@ -187,7 +191,7 @@ configure_stopped_edge() {
   write_configuration "$passing/edge" "blue green"
   [ "$1" != green ] || : >"$passing/edge/$name/green"
   docker cp "$passing/edge/." "$created_edge:/edge" 2>"$passing/error" ||
-    refuse "The edge cannot be configured" "$(tail -n 1 "$passing/error")"
+    refuse "The edge cannot be configured" "$(docker_said)"
 }
 
 # Brings the running edge's files up to date for the slots in $1, and reloads it if that changed any. A file appears by
@@ -195,11 +199,7 @@ configure_stopped_edge() {
 configure_running_edge() {
   rm -rf "$passing/edge"
   write_configuration "$passing/edge" "$1"
-  changed=
-  for file in "$passing/edge/Caddyfile" "$passing/edge/$name"/*; do
-    [ "$(docker exec "$edge_id" cat "${file#"$passing"}" 2>/dev/null)" = "$(cat "$file")" ] || changed=yes
-  done
-  [ -n "$changed" ] || return 0
+  edge_is_up_to_date && return 0
   say "the edge's configuration changes: reloading it (long-lived connections are cut)"
   for file in "$passing/edge/Caddyfile" "$passing/edge/$name"/*; do
     mv "$file" "$file.new"
@@ -209,7 +209,17 @@ configure_running_edge() {
     docker exec "$edge_id" sh -c "for file in /edge/Caddyfile.new /edge/$name/*.new; do mv \"\$file\" \"\${file%.new}\"; done" 2>"$passing/error" &&
     reload_edge && return 0
   docker exec "$edge_id" sh -c "rm -rf /edge/$name && cp -a /tmp/before/. /edge" 2>/dev/null
-  refuse "The edge cannot be reloaded" "$(tail -n 1 "$passing/error")"
+  refuse "The edge cannot be reloaded" "$(docker_said)"
+}
+
+# Whether the running edge's files are the written ones. Asked by their sum, of the co-process: it costs no docker command.
+edge_is_up_to_date() {
+  [ -n "$probe_is_open" ] || return 1
+  files=
+  for file in "$passing/edge/Caddyfile" "$passing/edge/$name"/*; do
+    files="$files ${file#"$passing"}"
+  done
+  probe_ask "sum 5$files" && [ "$answer" = "$(cat "$passing/edge/Caddyfile" "$passing/edge/$name"/* | sha256sum)" ]
 }
 
 # Makes a changed configuration the running one.
@@ -228,7 +238,7 @@ add_site() {
     configure_stopped_edge "$1"
     still_wanted
     if ! docker start "$created_edge" >/dev/null 2>"$passing/error"; then
-      message=$(tail -n 1 "$passing/error")
+      message=$(docker_said)
       docker rm --force --volumes "$created_edge" >/dev/null
       refuse "The shared edge does not start on server $server" "$message"
     fi

@@ -11,6 +11,7 @@ while read -r kind seconds target; do
     slot) if [ -e "$target/green" ]; then said=green; elif [ -e "$target/site" ]; then said=blue; else said=none; fi ;;
     point-green) : >"$target/green" && said=green ;;
     point-blue) rm -f "$target/green" && said=blue ;;
+    sum) said=$(cat $target 2>/dev/null | sha256sum) ;;
     upstreams) said=$(timeout "$seconds" wget -q -O - http://localhost:2019/reverse_proxy/upstreams 2>&1 </dev/null) ;;
     tcp) said=$(timeout "$seconds" nc -z -w "$seconds" ${target%:*} ${target##*:} 2>&1 </dev/null) && said=connected ;;
   esac

@@ -32,15 +32,15 @@ refuse() {
 # Makes sure that the declared image is here, under its digest and for this server's processor.
 fetch_image() {
   read_clock && fetch_start=$now
-  if docker image inspect "$image" >/dev/null 2>&1; then
+  if look_at_image; then
     say "image $short_digest is on the server already"
   else
     pull "$image"
     measure "$fetch_start"
-    say "pulled $pulled_layers layers, $(image_megabytes) MB unpacked, $took"
+    look_at_image
+    say "pulled $pulled_layers layers, $((image_bytes / 1000000)) MB unpacked, $took"
     pulled_now=yes
   fi
-  image_arch=$(docker image inspect --format '{{.Architecture}}' "$image")
   if [ "$image_arch" != "$server_arch" ]; then
     refuse "The image cannot run on server $server" "it is for $image_arch and does not match the specified platform"
   fi
@@ -65,9 +65,12 @@ pull() {
   pulled_layers=$(printf '%s\n' "$message" | grep -c 'Pull complete')
 }
 
-# Prints the size of the image, unpacked, in MB.
-image_megabytes() {
-  echo $(($(docker image inspect --format '{{.Size}}' "$image") / 1000000))
+# Sets image_arch and image_bytes (unpacked). Fails where the image is not here.
+look_at_image() {
+  image_arch='' image_bytes=0
+  # shellcheck disable=SC2046 # two words
+  set -- $(docker image inspect --format '{{.Architecture}} {{.Size}}' "$image" 2>/dev/null)
+  [ $# = 2 ] && image_arch=$1 image_bytes=$2
 }
 
 # Prints the last line of $1 that says something.

@@ -42,9 +42,8 @@ END
 # Removes what a run that was cut off left half made: candidates that were created but never started, probes and preDeploy
 # containers. A candidate that runs is complete and may still prove itself.
 remove_leftovers() {
-  for leftover in $(docker ps --all --quiet --filter "label=esteira.owner=$owner" --filter label=esteira.role=probe) \
-    $(docker ps --all --quiet --filter "label=esteira.owner=$owner" --filter label=esteira.role=preDeploy) \
-    $(docker ps --all --quiet --filter "label=esteira.owner=$owner" --filter label=esteira.role=release --filter status=created); do
+  for leftover in $(docker ps --all --filter "label=esteira.owner=$owner" --format '{{.Label "esteira.role"}} {{.State}} {{.ID}}' |
+    sed -n 's/^probe [^ ]* //p; s/^preDeploy [^ ]* //p; s/^release created //p'); do
     docker rm --force --volumes "$leftover" >/dev/null 2>&1
   done
 }
@@ -90,7 +89,7 @@ run_pre_deploy() {
   say "preDeploy: $pre_deploy"
   options_without_command "$@"
   eval "set -- $kept_options -- $pre_deploy"
-  create_container "$release-preDeploy" preDeploy yes "$@" || refuse "preDeploy cannot be run" "$(tail -n 1 "$passing/error")"
+  create_container "$release-preDeploy" preDeploy yes "$@" || refuse "preDeploy cannot be run" "$(docker_said)"
   docker start --attach "$created_id" 2>&1 | show_lines
   exit_code=$(docker inspect --format '{{.State.ExitCode}}' "$created_id")
   docker rm --force --volumes "$created_id" >/dev/null
@@ -113,11 +112,8 @@ options_without_command() {
 
 # Starts container $1, whatever state it is in.
 start_container() {
-  if [ "$(docker inspect --format '{{.State.Paused}}' "$1" 2>/dev/null)" = true ]; then
-    docker unpause "$1" >/dev/null 2>"$passing/error"
-  else
-    docker start "$1" >/dev/null 2>"$passing/error"
-  fi
+  # A paused one is not started but unpaused, and is the exception: nothing is asked before.
+  docker start "$1" >/dev/null 2>"$passing/error" || docker unpause "$1" >/dev/null 2>&1
 }
 
 # Stops container $1 as docker stop does, after $2 seconds if given, without waiting in docker: a docker stop that outlives
