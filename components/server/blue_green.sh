@@ -57,7 +57,7 @@ prepare_candidate() {
     [ "$phase" = switch ] || run_pre_deploy "$@"
     candidate_name=$release-candidate
     create_container "$candidate_name" release yes "$@" ||
-      refuse "The container of the new release cannot be created" "$(tail -n 1 "$passing/error")"
+      refuse "The container of the new release cannot be created" "$(docker_said)"
     candidate_id=$created_id made_now=yes
   fi
   still_wanted
@@ -89,7 +89,7 @@ start_candidate() {
   slot_holder "$free"
   if [ "$holder_id" != "$candidate_id" ]; then
     [ -n "$made_now" ] || move_to_slot
-    start_container "$candidate_id" || refuse "Release $short_commit did not start on server $server" "$(tail -n 1 "$passing/error")"
+    start_container "$candidate_id" || refuse "Release $short_commit did not start on server $server" "$(docker_said)"
   fi
   if pass_gate "$candidate_id"; then
     still_wanted
@@ -115,7 +115,7 @@ move_to_slot() {
   stop_container "$candidate_id"
   docker network disconnect --force "$network" "$candidate_id" >/dev/null 2>&1
   docker network connect --alias "$name-$free" "$network" "$candidate_id" 2>"$passing/error" ||
-    refuse "Release $short_commit cannot join network $network" "$(tail -n 1 "$passing/error")"
+    refuse "Release $short_commit cannot join network $network" "$(docker_said)"
 }
 
 # Nothing but the declared release may run in the free slot: candidates of other runs go, a release whose drain was cut
@@ -137,7 +137,7 @@ restart_serving() {
   say "the serving release was $declared_state: starting it"
   candidate_id=$serving_id candidate_name=$name probe_address=$name-$active
   prepare_gate "$network"
-  start_container "$serving_id" || fail "Release $short_commit does not start on server $server: $(tail -n 1 "$passing/error")"
+  start_container "$serving_id" || fail "Release $short_commit does not start on server $server: $(docker_said)"
   pass_gate "$serving_id" && return 0
   show_failure "$serving_id" "the health gate of release $short_commit"
   fail "Release $short_commit is declared and started, but not healthy on server $server: $verdict; last answer: $last_answer."
@@ -372,7 +372,7 @@ install_edge() {
 
 # Starts the edge that was made, waits until it answers and points it at the free slot. Sets message where it does not.
 start_created_edge() {
-  docker start "$created_edge" >/dev/null 2>"$passing/error" || { message=$(tail -n 1 "$passing/error") && return 1; }
+  docker start "$created_edge" >/dev/null 2>"$passing/error" || { message=$(docker_said) && return 1; }
   edge_id=$created_edge edge_state=running edge_mark=$edge_fingerprint
   read_clock && edge_start=$now
   if enter_edge; then

@@ -58,6 +58,12 @@ docker() {
   command docker "$@" 7>&- 8<&- 9<&-
 }
 
+# Prints what the last docker command that failed said: its first line, because the last only names the container, or
+# where to find help.
+docker_said() {
+  sed -n '/[^ ]/ { s/^docker: //; s/^Error response from daemon: //; p; q; }' "$passing/error"
+}
+
 # Sets server_arch; ends the run with what to do where Docker does not answer.
 require_docker() {
   command -v docker >/dev/null 2>&1 ||

@@ -19,7 +19,7 @@ recreate() {
     run_pre_deploy "$@"
     candidate_name=$release-candidate
     create_container "$candidate_name" release '' "$@" ||
-      refuse "The container of the new release cannot be created" "$(tail -n 1 "$passing/error")"
+      refuse "The container of the new release cannot be created" "$(docker_said)"
     candidate_id=$created_id
     made_now=yes
   fi
@@ -42,11 +42,12 @@ replace() {
     stop_container "$edge_id" 2
   fi
   if ! docker start "$candidate_id" >/dev/null 2>"$passing/error"; then
-    advise "$(tail -n 1 "$passing/error")"
-    verdict="it did not start: $(tail -n 1 "$passing/error")"
+    why=$(docker_said)
+    advise "$why"
+    verdict="it did not start: $why"
     last_answer=none
     take_back
-    fail "Release $short_commit did not start on server $server: $(tail -n 1 "$passing/error"). $advice $taken_back"
+    fail "Release $short_commit did not start on server $server: $why. $advice $taken_back"
   fi
   if ! pass_gate "$candidate_id"; then
     show_failure "$candidate_id" "the health gate of release $short_commit"
@@ -118,7 +119,7 @@ take_back() {
   [ "$serving_policy" = no ] && serving_policy=$restart
   docker update --restart "$serving_policy" "$serving_id" >/dev/null
   if ! docker start "$serving_id" >/dev/null 2>"$passing/error"; then
-    taken_back="The release before ($(printf %.7s "$serving_commit")) could not be started again either: $(tail -n 1 "$passing/error")."
+    taken_back="The release before ($(printf %.7s "$serving_commit")) could not be started again either: $(docker_said)."
     return 0
   fi
   if pass_gate "$serving_id"; then
