@@ -64,18 +64,25 @@ docker_said() {
   sed -n '/[^ ]/ { s/^docker: //; s/^Error response from daemon: //; p; q; }' "$passing/error"
 }
 
-# Sets server_arch; ends the run with what to do where Docker does not answer.
+# Sets daemon, what tells this Docker daemon from others; ends the run with what to do where none answers.
 require_docker() {
   command -v docker >/dev/null 2>&1 ||
     fail "Docker is not installed on server $server. Install Docker Engine 20.10 or later there, as root: apt-get install docker.io"
-  if ! server_arch=$(docker version --format '{{.Server.Arch}}' 2>&1); then
-    case $server_arch in
-      *"permission denied"*)
-        fail "The user $(id -un) may not use Docker on server $server. Set sudo: true for that server, or type there, as root: usermod -aG docker $(id -un)" ;;
-      *)
-        fail "The Docker daemon of server $server does not answer ($server_arch). Start it there, as root: systemctl start docker" ;;
-    esac
-  fi
+  daemon=$(docker info --format '{{.ID}}' 2>/dev/null | tr -dc 'A-Za-z0-9')
+  [ -z "$daemon" ] || return 0
+  # Why, the other command says in better words.
+  message=$(docker version --format '{{.Server.Arch}}' 2>&1) && return 0
+  case $message in
+    *"permission denied"*)
+      fail "The user $(id -un) may not use Docker on server $server. Set sudo: true for that server, or type there, as root: usermod -aG docker $(id -un)" ;;
+    *)
+      fail "The Docker daemon of server $server does not answer ($message). Start it there, as root: systemctl start docker" ;;
+  esac
+}
+
+# Sets server_arch: what the daemon runs, amd64 or arm64, which is not always what the kernel is.
+look_at_architecture() {
+  [ -n "$server_arch" ] || server_arch=$(docker version --format '{{.Server.Arch}}' 2>/dev/null)
 }
 
 # The daemon may be killed or updated in the middle. This shell outlives that, and leaves things in order when it is back.
@@ -106,7 +113,6 @@ take_lock() {
   command -v flock >/dev/null 2>&1 ||
     fail "flock is missing on server $server. Install it there, as root: apt-get install util-linux"
   choose_run_directory
-  daemon=$(docker info --format '{{.ID}}' | tr -dc 'A-Za-z0-9')
   lock=$run_directory/$daemon.lock
   [ -e "$lock" ] || (umask 0 && : >"$lock")
   exec 9<"$lock" || fail "The lock $lock on server $server cannot be opened. Check its permissions."

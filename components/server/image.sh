@@ -2,6 +2,7 @@
 
 # Sets advice: what to do about what docker said in $1.
 advise() {
+  look_at_architecture
   case $1 in
     *"no space left on device"*)
       advice="The disk of server $server is full. Free room there (docker system df shows what Docker uses), then run it again." ;;
@@ -32,6 +33,7 @@ refuse() {
 # Makes sure that the declared image is here, under its digest and for this server's processor.
 fetch_image() {
   read_clock && fetch_start=$now
+  look_at_architecture
   if look_at_image; then
     say "image $short_digest is on the server already"
   else

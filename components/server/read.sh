@@ -3,6 +3,7 @@
 # Prints what runs here, one thing a line, from a first line to an end line, so that half of it is no answer.
 read_server() {
   echo "esteira-reading 1"
+  look_at_architecture
   echo "arch $server_arch"
   docker container inspect --format \
     'serving {{.State.Status}} {{.RestartCount}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}} {{with index .Config.Labels "esteira.owner"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.image"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.fingerprint"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.commit"}}{{.}}{{else}}-{{end}} {{.State.StartedAt}}' \

@@ -5,17 +5,23 @@
 #   parasite-3f2a9c41d0b7-…-candidate        has not yet proven itself
 #   parasite-3f2a9c41d0b7-…                  has served, is kept stopped and can serve again
 
-# Prints this declaration's release containers, the last stopped first: "id state name image fingerprint commit tag".
+# Prints this declaration's containers, the last stopped first: "role id state name image fingerprint commit tag".
+list_containers() {
+  docker ps --all --no-trunc --filter "label=esteira.owner=$owner" --format \
+    '{{.Label "esteira.role"}} {{.ID}} {{.State}} {{.Names}} {{.Label "esteira.image"}} {{.Label "esteira.fingerprint"}} {{.Label "esteira.commit"}} {{.Label "esteira.tag"}}'
+}
+
+# Prints its release containers, without the role.
 list_releases() {
-  docker ps --all --no-trunc --filter "label=esteira.owner=$owner" --filter label=esteira.role=release --format \
-    '{{.ID}} {{.State}} {{.Names}} {{.Label "esteira.image"}} {{.Label "esteira.fingerprint"}} {{.Label "esteira.commit"}} {{.Label "esteira.tag"}}'
+  list_containers | sed -n 's/^release //p'
 }
 
 # Sets declared_id, declared_state, declared_name (the container of the declared release, if there is one) and serving_id,
 # serving_release (the container that has the serving name, whoever made it).
 look_around() {
   declared_id=
-  releases=$(list_releases)
+  [ -n "$just_listed" ] || releases=$(list_releases)
+  just_listed=
   while read -r id state container_name its_image its_fingerprint _; do
     if [ "$its_image" = "$image" ] && [ "$its_fingerprint" = "$fingerprint" ]; then
       declared_id=$id declared_state=$state declared_name=$container_name
@@ -40,12 +46,14 @@ END
 }
 
 # Removes what a run that was cut off left half made: candidates that were created but never started, probes and preDeploy
-# containers. A candidate that runs is complete and may still prove itself.
+# containers. A candidate that runs is complete and may still prove itself. Sets releases, to save look_around the asking.
 remove_leftovers() {
-  for leftover in $(docker ps --all --filter "label=esteira.owner=$owner" --format '{{.Label "esteira.role"}} {{.State}} {{.ID}}' |
-    sed -n 's/^probe [^ ]* //p; s/^preDeploy [^ ]* //p; s/^release created //p'); do
+  containers=$(list_containers)
+  for leftover in $(printf '%s\n' "$containers" |
+    sed -n 's/^probe \([^ ]*\) .*/\1/p; s/^preDeploy \([^ ]*\) .*/\1/p; s/^release \([^ ]*\) created .*/\1/p'); do
     docker rm --force --volumes "$leftover" >/dev/null 2>&1
   done
+  releases=$(printf '%s\n' "$containers" | sed -n '/^release [^ ]* created /d; s/^release //p') just_listed=yes
 }
 
 # Creates a container with the declared settings: $1 is its name, $2 its role, "yes" in $3 leaves published ports out;
