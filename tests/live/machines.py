@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -78,11 +79,13 @@ mount -t tmpfs tmpfs over
 mkdir over/upper over/work
 mount -t overlay overlay -o lowerdir=/,upperdir=over/upper,workdir=over/work root
 for one in proc sys dev; do mount --rbind "/$one" "root/$one"; done
-for one in run tmp var/tmp dev/shm; do mount -t tmpfs tmpfs "root/$one"; done
-chmod 1777 root/tmp root/var/tmp root/dev/shm
+for one in run tmp var/tmp; do mount -t tmpfs tmpfs "root/$one"; done
+chmod 1777 root/tmp root/var/tmp
 hostname "$0"
 # The daemon makes its identity from this; two machines must not be one.
-rm -f root/etc/docker/key.json root/etc/machine-id
+rm -f root/etc/docker/key.json root/etc/machine-id root/etc/resolv.conf
+# sudo looks its own name up, and there is no name server to wait for.
+printf '127.0.0.1 localhost %s\n' "$0" > root/etc/hosts
 mount -t tmpfs -o mode=1777 tmpfs root/dev/shm
 mkdir -p root/run/sshd root/run/lock root/var/lib/docker
 ln -sfn /run root/var/run
@@ -228,7 +231,14 @@ class Machine:
             40,
         )
         if self.host_key:
-            wait_for(lambda: "Server listening" in self.sshd_log(), f"sshd on {self.name}", 20)
+            wait_for(self._sshd_answers, f"sshd on {self.name}", 20)
+
+    def _sshd_answers(self) -> bool:
+        try:
+            with socket.create_connection((self.host, 22), 1):
+                return True
+        except OSError:
+            return False
 
     def stop(self) -> None:
         """End everything in it and give its resources back."""
@@ -388,7 +398,7 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Room:
-    """The place where the machines of one test run live; one run at a time on this machine."""
+    """The place where the machines of one test run live; one run at a time in a room."""
 
     def __init__(self, lock: IO[str]) -> None:
         self._lock = lock

@@ -25,7 +25,8 @@ PORT = 8888
 """Where the application is published, unless a test says otherwise."""
 
 
-READING = {"version", "info", "inspect", "ps", "logs", "port", "images", "ls", "network ls"}
+# exec: the reading asks the edge which slot serves.
+READING = {"version", "info", "inspect", "ps", "logs", "port", "images", "ls", "exec"}
 
 
 def changes(machine: Machine) -> list[list[str]]:
@@ -33,7 +34,7 @@ def changes(machine: Machine) -> list[list[str]]:
     found = []
     for call in machine.calls():
         words = call[1:] if call[0] in {"container", "image", "network", "volume"} else call
-        if words and words[0] not in READING and call[:2] not in (["update", "--restart"],):
+        if words and words[0] not in READING and call[:2] != ["update", "--restart"]:
             found.append(call)
     return found
 
@@ -53,16 +54,21 @@ class Outcome:
         """All that a person saw."""
         return "\n".join([*self.lines, self.error or ""])
 
+    @property
+    def told(self) -> str:
+        """The same without the build's lines, for the failure of a test."""
+        return "\n".join([*(line for line in self.lines if "-build: " not in line), self.error or ""])
+
     def expect_good(self) -> Outcome:
         """Check that it did not fail."""
-        assert self.error is None, self.shown
+        assert self.error is None, self.told
         return self
 
     def expect_bad(self, *words: str) -> str:
         """Check that it failed, saying each of ``words``, without a traceback; give the error."""
-        assert self.error is not None, "it did not fail:\n" + self.shown
+        assert self.error is not None, "it did not fail:\n" + self.told
         for word in words:
-            assert word in self.error, f"{word!r} is not in the error:\n{self.shown}"
+            assert word in self.error, f"{word!r} is not in the error:\n{self.told}"
         assert "Traceback" not in self.shown, self.shown
         return self.error
 
@@ -97,7 +103,7 @@ class Project:
             "strategy": "recreate",
             "image": {"context": "app"},
             "container": {"name": "parasite", "ports": [f"{PORT}:8000"], "stopTimeout": 3},
-            "health": {"path": "/health", "interval": 0.2, "startPeriod": 3, "retries": 3},
+            "health": {"path": "/health", "interval": 0.2, "startPeriod": 2, "retries": 2},
             "edgeImage": EDGE,
             "servers": [],
         }
@@ -106,6 +112,13 @@ class Project:
             "pullPassword": registry.pull_password,
         }
         self.commit()
+
+    def twin(self) -> Project:
+        """Give another checkout of the same, as another person's."""
+        twin = copy.copy(self)
+        twin.root = self.root.parent / f"{self.root.name}-twin"
+        shutil.copytree(self.root, twin.root, symlinks=True)
+        return twin
 
     def server(self, machine: Machine, **more: object) -> dict[str, Any]:
         """Add a machine to the servers, with the login that ``more`` says; give its entry."""
