@@ -371,6 +371,23 @@ class TestLauncher:
         (checkout / ".venv/.installed").write_text("# nothing\n", encoding="utf-8")
         return checkout
 
+    @pytest.fixture
+    def quick(self, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Put a python3 in front that makes such an environment in place of a real one, which takes some seconds."""
+        tools = checkout.parent / "quick"
+        tools.mkdir()
+        (tools / "python3").write_text(
+            "#!/bin/sh\n"
+            f'[ "$1 $2" = "-m venv" ] || exec {sys.executable} "$@"\n'
+            'for folder; do :; done\nrm -rf "$folder"\nmkdir -p "$folder/bin"\n'
+            f'printf \'#!/bin/sh\\nexec {sys.executable} "$@"\\n\' >"$folder/bin/python"\n'
+            'chmod +x "$folder/bin/python"\necho made >>made\n',
+            encoding="utf-8",
+        )
+        (tools / "python3").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+        return checkout
+
     def call(self, checkout: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [checkout / "esteira", *words],
@@ -393,10 +410,10 @@ class TestLauncher:
         result = subprocess.run([tmp_path / "link", "x"], capture_output=True, text=True, check=False)
         assert result.stdout == "['x']\n", result.stderr
 
-    def test_half_made(self, checkout: Path) -> None:
-        (checkout / ".venv/bin").mkdir(parents=True)
-        (checkout / ".venv/bin/python").symlink_to("/bin/false")
-        result = self.call(checkout, "up")
+    def test_half_made(self, quick: Path) -> None:
+        (quick / ".venv/bin").mkdir(parents=True)
+        (quick / ".venv/bin/python").symlink_to("/bin/false")
+        result = self.call(quick, "up")
         assert result.stdout == "['up']\n", result.stderr
 
     def test_changed_requirements(self, prepared: Path) -> None:
@@ -412,11 +429,12 @@ class TestLauncher:
         assert "The packages in requirements.txt cannot be installed" in result.stderr.splitlines()[-1]
         assert (prepared / ".venv/.installed").read_text(encoding="utf-8") == "# nothing\n"
 
-    def test_two_at_once(self, checkout: Path) -> None:
+    def test_two_at_once(self, quick: Path) -> None:
         started = [
-            subprocess.Popen([checkout / "esteira", "x"], stdout=subprocess.PIPE, text=True) for _ in range(3)
+            subprocess.Popen([quick / "esteira", "x"], stdout=subprocess.PIPE, text=True) for _ in range(3)
         ]
         assert [process.communicate()[0] for process in started] == ["['x']\n"] * 3
+        assert (quick / "made").read_text(encoding="utf-8") == "made\n", "one of them, and only once"
 
     def test_no_python(self, checkout: Path, tmp_path: Path) -> None:
         tools = tmp_path / "tools"
