@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from components.arguments import (
     container_command,
@@ -144,7 +144,7 @@ class Images:
         digest = self._manifest["config"]["digest"]
         self._config = json.loads(self._ask("GET", f"/v2/{REPOSITORY}/blobs/{digest}")[1])
 
-    def make(self, *, architecture: str | None = None, **changes: object) -> str:
+    def make(self, *, architecture: object = None, **changes: object) -> str:
         """Make an image; ``changes`` to its configuration as Docker spells it (Entrypoint, Healthcheck, …)."""
         labels = {"nonce": secrets.token_hex(8)}
         config = {**self._config, "config": {**self._config["config"], "Labels": labels, **changes}}
@@ -212,6 +212,8 @@ class Application:
         self.machine = machine
         self.engine = Engine(machine)
         self.password = registry.pull_password
+        self._registry = registry
+        self.shim()
         self.values: dict[str, Any] = {
             "registry": registry.address,
             "registryInsecure": True,
@@ -270,12 +272,12 @@ class Application:
         return ["candidate", "switch"] if self.settings(release).strategy == "blueGreen" else ["deploy"]
 
     def run(
-        self, phase: str, release: Release, *, user: str = "root", shell: str = "", request: str = "a test"
+        self, phase: str, release: Release, *, user: str = "root", programs: str = "", request: str = "a test"
     ) -> Done:
         """Run a phase as a login of its own on the machine, to its end."""
         text, stdin = self.phase(phase, release, request)
         started = time.monotonic()
-        process = self.start(text, stdin, user=user, shell=shell)
+        process = self.start(text, stdin, user=user, programs=programs)
         try:
             out, err = process.communicate(timeout=120)
         except subprocess.TimeoutExpired:
@@ -287,12 +289,17 @@ class Application:
             phase, process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"), seconds
         )
 
-    def start(self, text: str, stdin: str, *, user: str = "root", shell: str = "") -> subprocess.Popen[bytes]:
-        """Start a command as a login of its own: a session, so that one signal kills all of it."""
+    def start(
+        self, text: str, stdin: str, *, user: str = "root", programs: str = ""
+    ) -> subprocess.Popen[bytes]:
+        """Start a command as a login of its own: a session, so that one signal kills all of it.
+
+        programs: a folder on the machine whose programs come before all others.
+        """
         # A file: writing to a pipe that nobody reads would wait.
         given = self.machine.folder / f"stdin-{secrets.token_hex(4)}"
         given.write_text(stdin)
-        folder = f"{shell}:" if shell else ""
+        folder = f"{programs}:" if programs else ""
         path = f"PATH={folder}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         login = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user != "root" else []
         argv = ["nsenter", "-t", str(self.machine.init), "-m", "-n", "-u", "--", *login]
@@ -359,6 +366,27 @@ class Application:
             restart=settings.container.restart,
             edge=edge_mark(settings),
         )
+
+    def run_as_the_procedure(
+        self, image: str, *options: str, port: int = PORT, commit: str = "0" * 40
+    ) -> str:
+        """Start a container as the old procedure does; its id."""
+        machine, config = self.machine, self.machine.folder / "procedure-config"
+        before, machine.environment = machine.environment, {"DOCKER_CONFIG": str(config)}
+        try:
+            login = ("login", "-u", self._registry.user, "--password-stdin", self._registry.address)
+            machine.docker(*login, stdin=self._registry.password)
+            told = (f"-p{port}:8000", "--name", NAME, "-e", f"ESTEIRA_COMMIT={commit}")
+            container = machine.docker("run", "-tid", *told, *options, image)
+        finally:
+            machine.environment = before
+            shutil.rmtree(config, ignore_errors=True)
+        wait_for(lambda: machine.answers(port), "the procedure's container")
+        return container
+
+    def begin(self, phase: str, release: Release, **how: Any) -> Running:
+        """Start a phase and go on, to watch it."""
+        return Running(phase, self.start(*self.phase(phase, release), **how))
 
     # What is left.
 
@@ -481,6 +509,37 @@ class Application:
     def go_on(self) -> None:
         """Let a command that stands still go on."""
         self.machine.path("run/go-on").touch()
+
+
+class Running:
+    """A phase that runs, and what it has said up to now."""
+
+    def __init__(self, phase: str, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.said: list[str] = []
+        self._phase, self._started = phase, time.monotonic()
+        self._readers = [
+            threading.Thread(target=self._read, args=(stream,), daemon=True)
+            for stream in (process.stdout, process.stderr)
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: IO[bytes]) -> None:
+        with contextlib.suppress(ValueError):
+            for line in stream:
+                self.said.append(line.decode("utf-8", "replace"))
+
+    def wait_for(self, words: str, seconds: float = 30) -> None:
+        """Wait until it has said ``words``."""
+        wait_for(lambda: any(words in line for line in list(self.said)), f"{words!r} in {self.said}", seconds)
+
+    def end(self, timeout: float = 120) -> Done:
+        """Wait for its end."""
+        status = self.process.wait(timeout)
+        for reader in self._readers:
+            reader.join(10)
+        return Done(self._phase, status, "".join(self.said), "", time.monotonic() - self._started)
 
 
 def shown(done: list[Done]) -> str:

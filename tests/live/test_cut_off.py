@@ -1,6 +1,6 @@
 """A deployment is killed at every one of its docker commands: what served serves on, and the next run ends clean.
 
-The whole matrix (every command, before, during and after it, five kinds of deployment) takes about an hour and runs
+The whole matrix (every command, before, during and after it, seven kinds of deployment) takes hours and runs
 with ESTEIRA_LIVE_FULL=1; without it a sample drawn anew at each run, which ESTEIRA_LIVE_SEED repeats.
 """
 
@@ -16,26 +16,12 @@ from dataclasses import dataclass
 import pytest
 
 from tests.live.driving import PORT, Application, Images, Prober, Release, shown
-from tests.live.machines import Machine
-from tests.live.registry import Registry
 
 FULL = os.environ.get("ESTEIRA_LIVE_FULL") == "1"
 SEED = os.environ.get("ESTEIRA_LIVE_SEED") or str(random.randrange(10**6))
 SAMPLE = 12
 """Cut-offs of each kind of deployment in a run that is not the whole matrix."""
 WAYS = ("before", "during", "after")
-
-
-@pytest.fixture(scope="module")
-def images(builder: Machine, registry: Registry) -> Images:
-    return Images(builder, registry)
-
-
-@pytest.fixture
-def app(one: Machine, registry: Registry) -> Application:
-    app = Application(one, registry, preDeploy="true")
-    app.shim()
-    return app
 
 
 @dataclass
@@ -130,7 +116,32 @@ class Sick(Failing):
     knobs = {"sick_after": 1}  # noqa: RUF012
 
 
-KINDS = {"first": First, "update": Update, "rollback": Rollback, "failing": Failing, "sick": Sick}
+class Adopt(First):
+    """A container of the old procedure is taken over; it serves until the gap."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.app.run_as_the_procedure(self.images.make())
+
+
+class Recreate(Update):
+    """The other strategy, which has a gap."""
+
+    def prepare(self) -> None:
+        self.app.values["strategy"] = "recreate"
+        super().prepare()
+        self.dark = True
+
+
+KINDS = {
+    "first": First,
+    "update": Update,
+    "rollback": Rollback,
+    "failing": Failing,
+    "sick": Sick,
+    "adopt": Adopt,
+    "recreate": Recreate,
+}
 
 
 def cut(scenario: Scenario, number: int, how: str, wait: float) -> str:
@@ -192,8 +203,9 @@ def cases(kind: str, count: int) -> Iterator[tuple[int, str, str, float]]:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed(kind: str, app: Application, images: Images, record: Callable[[str], None]) -> None:
-    scenario = KINDS[kind](app, images)
+def test_killed(kind: str, app: Application, app_images: Images, record: Callable[[str], None]) -> None:
+    app.values["preDeploy"] = "true"
+    scenario = KINDS[kind](app, app_images)
     scenario.prepare()
     app.count()
     assert scenario.target is not None
