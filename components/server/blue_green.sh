@@ -200,27 +200,38 @@ switch() {
 watch_release() {
   read_clock && watch_start=$now
   [ "$watch" -gt 0 ] || return 0
-  failures=0
+  failures=0 asked=0 unanswered=0
   while read_clock && [ $((now - watch_start)) -lt "$watch" ]; do
     sleep "$health_interval"
+    asked=$((asked + 1))
     if probe_once "$candidate_id"; then
       failures=0
     else
-      failures=$((failures + 1))
+      failures=$((failures + 1)) unanswered=$((unanswered + 1)) failed_answer=$last_answer
       [ -z "$verdict" ] && [ "$failures" -lt "$health_retries" ] && continue
       [ -n "$verdict" ] || verdict="$failures probes in a row failed after the switch"
-      show_failure "$candidate_id" "release $short_commit, watched after the switch,"
-      point_back
-      fail "Release $short_commit failed on server $server after the switch: $verdict; last answer: $failed_answer. $taken_back"
+      take_back_switch
     fi
   done
+  # One that is well every other time is not well.
+  [ "$unanswered" = 0 ] || [ $((unanswered * 2)) -lt "$asked" ] || {
+    verdict="$unanswered of $asked probes failed after the switch"
+    take_back_switch
+  }
   measure "$watch_start"
   say "watched for $took: $last_answer"
 }
 
+# The release failed while it was watched: the edge points back, and the run ends.
+take_back_switch() {
+  last_answer=$failed_answer
+  show_failure "$candidate_id" "release $short_commit, watched after the switch,"
+  point_back
+  fail "Release $short_commit failed on server $server after the switch: $verdict; last answer: $failed_answer. $taken_back"
+}
+
 # Sets taken_back, the sentence about it.
 point_back() {
-  failed_answer=$last_answer
   if [ -n "$took_over$replaced_edge" ]; then
     give_port_back
   elif [ -n "$old_id" ]; then

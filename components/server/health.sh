@@ -114,7 +114,7 @@ probe_once() {
   verdict=
   # shellcheck disable=SC2046 # a fixed number of words
   set -- "$1" $(docker inspect --format \
-    '{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}} {{.RestartCount}} {{if .State.Health}}{{.State.Health.Status}}{{else}}-{{end}} {{if eq .HostConfig.NetworkMode "host"}}127.0.0.1{{else}}{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}{{end}}' "$1" 2>/dev/null)
+    '{{.State.Status}} {{.State.ExitCode}} {{.State.OOMKilled}} {{.RestartCount}} {{if .State.Health}}{{.State.Health.Status}}{{else}}-{{end}} {{.HostConfig.Memory}} {{if eq .HostConfig.NetworkMode "host"}}127.0.0.1{{else}}{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}{{end}}' "$1" 2>/dev/null)
   container_state=${2:-gone}
   exit_code=${3:--}
   if [ "$container_state" = gone ] && ! docker version >/dev/null 2>&1; then
@@ -123,12 +123,15 @@ probe_once() {
   fi
   if [ "$container_state" != running ] || [ "${5:-0}" -gt 0 ]; then
     verdict="it is $container_state (exit code $exit_code)"
-    [ "${4:-false}" = true ] && verdict="$verdict: it needed more memory than its limit and was killed (container.memory)"
+    # Docker notices that the kernel killed it for its memory by an event, which may come late or never.
+    if [ "${4:-false}" = true ] || { [ "$exit_code" = 137 ] && [ "${7:-0}" != 0 ]; }; then
+      verdict="$verdict: it needed more memory than its limit and was killed (container.memory)"
+    fi
     return 1
   fi
   case $gate in
     http)
-      probe_ask "http $health_timeout $health_scheme://${probe_address:-$7}:$health_port$health_path" || { probe_lost && return 1; }
+      probe_ask "http $health_timeout $health_scheme://${probe_address:-$8}:$health_port$health_path" || { probe_lost && return 1; }
       last_answer=$answer
       case $answer in
         *HTTP/*) status=${answer#*HTTP/} && status=${status#* } && status=${status%%[!0-9]*} && last_answer="HTTP $status from $health_path" ;;
@@ -136,7 +139,7 @@ probe_once() {
       esac
       [ "$status" = "$health_status" ] ;;
     tcp)
-      probe_ask "tcp $health_timeout ${probe_address:-$7}:$health_port" || { probe_lost && return 1; }
+      probe_ask "tcp $health_timeout ${probe_address:-$8}:$health_port" || { probe_lost && return 1; }
       last_answer=$answer
       [ "$answer" = connected ] ;;
     image)
