@@ -77,6 +77,7 @@ main() {
       take_lock
       mark_run
       make_passing_files
+      remember_server_name
       remove_leftovers
       case $phase in
         deploy) recreate "$@" ;;
