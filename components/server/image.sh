@@ -87,8 +87,3 @@ remove_image() {
   [ -n "$2" ] && docker image rm "${1%@*}:$2" >/dev/null 2>&1
   return 0
 }
-
-# Prints the cause that docker gave; the line that it closes with, about all containers together, says nothing.
-docker_error() {
-  grep -v "^Error: failed to start containers" "$passing/error" | tail -n 1
-}
