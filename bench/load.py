@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import itertools
 import json
 import os
 import subprocess
@@ -29,6 +28,8 @@ KINDS = ("new", "keep-alive", "slow", "download", "events", "upload", "websocket
 STREAMS = ("download", "events", "upload", "websocket")
 """Kinds that are cut when they end early."""
 _BLOCK = b"0123456789abcdef" * 1024
+_LATEST = 1.0
+"""Seconds behind schedule from which on the client does not try to catch up."""
 _MOST_AT_ONCE = 4000
 """More connections at once than this and the client, not the server, would run out of files."""
 
@@ -118,13 +119,17 @@ class Client:
         if not self.plan.rate:
             return
         running: set[asyncio.Task[str]] = set()
-        for number in itertools.count():
-            due = self.origin + number / self.plan.rate
+        due = self.origin
+        while True:
             if (early := due - time.monotonic()) > 0:
                 await asyncio.sleep(early)
             if self.stopping.is_set():
                 break
-            self.late.append(time.monotonic() - due)
+            late = time.monotonic() - due
+            self.late.append(late)
+            # What was missed is caught up, so that a short delay hides nothing; but a client that cannot keep up must
+            # not flood the server: it goes on from now, and the rate that it reached shows it.
+            due += 1 / self.plan.rate + (late if late > _LATEST else 0)
             if len(running) >= _MOST_AT_ONCE:
                 now = time.monotonic()
                 self.records.append((0, now, now, f"not sent: {_MOST_AT_ONCE} unanswered already"))

@@ -51,3 +51,31 @@ class TestBlueGreen:
         for kind in KINDS:
             assert result.sent(kind) >= (RELEASES if kind in STREAMS else 2 * RELEASES)
         assert result.sent("new") + result.sent("keep-alive") > 100 * (result.ended - result.origin)
+
+    def test_what_is_longer_than_the_drain_time_is_cut_then_and_said(
+        self, place: Place, tmp_path: Path
+    ) -> None:
+        health = {"path": "/health", "interval": 0.2}
+        way = Esteira(place, "blueGreen", health=health, rollout={"watch": 0}, drainTime=2)
+        way.deploy(place.release())
+        release = place.release()
+        streams = Plan(
+            place.server.host,
+            PORT,
+            str(tmp_path / "records.json"),
+            rate=20,
+            keep_alive=2,
+            slow=0,
+            uploads=0,
+            stream_time=15,
+        )
+        with (load := Load(streams)):
+            time.sleep(1)
+            deployed = way.deploy(release)
+        assert "3 requests or streams were still open after 2." in deployed.text
+        kinds = [load.result.kinds[kind] for kind, *_ in load.result.failures]
+        assert sorted(kinds) == ["download", "events", "websocket"], load.result.table()
+        # The line about the switch may come a little late.
+        earliest = deployed.said_at("switched to ") + 1.9
+        assert all(ended > earliest for _, _, ended, _ in load.result.failures)
+        assert all(reason.startswith("cut") for *_, reason in load.result.failures)

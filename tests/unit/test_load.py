@@ -72,19 +72,19 @@ async def under_load(
 class TestCounting:
     """What the server spoiled is exactly what the client says failed."""
 
-    def test_one_in_three_hundred(self) -> None:
-        application = Faulty(300)
+    def test_one_in_a_thousand(self) -> None:
+        application = Faulty(1000)
 
         async def long_enough(_: asyncio.Server) -> None:
-            while application.requests < 950:  # noqa: ASYNC110 - the server tells nobody
+            while application.requests < 3100:  # noqa: ASYNC110 - the server tells nobody
                 await asyncio.sleep(0.02)
 
-        # A rate that a machine keeps up with while other tests run on it.
+        # Mostly clients that wait for their answers, so that a busy machine takes longer and is not flooded.
         result = asyncio.run(
-            under_load(application, 0, long_enough, rate=400, keep_alive=10, keep_alive_pause=0.02)
+            under_load(application, 0, long_enough, rate=100, keep_alive=20, keep_alive_pause=0, patience=60)
         )
         assert len(result.records) == application.requests
-        assert len(result.failures) == len(application.spoiled) == application.requests // 300 >= 3
+        assert len(result.failures) == len(application.spoiled) == application.requests // 1000 >= 3
 
     def test_the_reasons(self) -> None:
         application = Faulty(10)
@@ -178,9 +178,9 @@ class TestOutage:
             assert again.sockets[0].family == socket.AF_INET
 
         result = asyncio.run(under_load(application, 0.4, go_away, rate=100, keep_alive=0))
-        # On a busy machine the client may be late by more than its requests are apart.
+        # On a busy machine what was accepted before is answered late, and the client is late by more than its pace.
         dark = away[1] - away[0]
-        assert dark - 0.05 <= result.longest_gap() <= dark + 0.05 + 2 * result.late_worst
+        assert dark / 2 <= result.longest_gap() <= dark + 0.5 + 2 * result.late_worst
         assert result.reasons() == {"not connected: refused": len(result.failures)}
         assert len(result.failures) >= 30
         first = result.failures[0]
