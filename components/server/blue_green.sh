@@ -7,7 +7,7 @@ look_around_slots() {
   look_around
   look_at_edge
   slots=$(printf '%s\n' "$releases" | cut -d ' ' -f 1 | xargs -r docker inspect --format \
-    "{{.Id}} {{.State.Status}} {{with index .NetworkSettings.Networks \"$network\"}}{{range .Aliases}}{{.}} {{end}}{{end}}" 2>/dev/null)
+    "{{.Id}} {{.State.Status}} {{with index .NetworkSettings.Networks \"$network\"}}{{range .Aliases}}{{.}} {{end}}{{end}}" 2>/dev/null 7>&- 8<&- 9<&-)
   enter_edge || return 0
   slot_holder "$active"
   if [ -n "$holder_id" ] && [ "$holder_id" != "$serving_id" ]; then

@@ -161,7 +161,7 @@ prune_releases() {
   kept=0 pruned=0
   for id in $(list_releases | while read -r id state container_name _; do
     [ "$container_name" = "$name" ] || [ "$state" = running ] || echo "$id"
-  done | xargs -r docker inspect --format '{{.State.FinishedAt}} {{.Id}}' 2>/dev/null | sort -r | cut -d ' ' -f 2); do
+  done | xargs -r docker inspect --format '{{.State.FinishedAt}} {{.Id}}' 2>/dev/null 7>&- 8<&- 9<&- | sort -r | cut -d ' ' -f 2); do
     kept=$((kept + 1))
     [ "$kept" -gt "$keep_releases" ] || continue
     kept=$keep_releases

@@ -160,6 +160,13 @@ class TestDescriptors:
         for line in lines_with(r"\bcommand docker\b"):
             assert "9>&-" in line or "9<&-" in line or line.endswith("\\") or "create" in line, line
 
+    def test_what_xargs_starts_has_not_got_it_either(self) -> None:
+        """Xargs knows no function: it starts the real docker. (Reading takes no lock.)"""
+        for name in ("blue_green.sh", "release.sh"):
+            found = re.findall(r"xargs (?:[^\n]*\\\n)*[^\n]*", FILES[name])
+            assert len(found) == 1
+            assert "7>&- 8<&- 9<&-" in found[0]
+
     def test_only_the_lock_opens_its_descriptor(self) -> None:
         opened = [line for line in lines_with(r"\b9[<>]") if not re.search(r"\b9[<>]&-", line)]
         assert len(opened) == 1
