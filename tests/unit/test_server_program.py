@@ -161,7 +161,7 @@ class TestDescriptors:
             assert "9>&-" in line or "9<&-" in line or line.endswith("\\") or "create" in line, line
 
     def test_what_xargs_starts_has_not_got_it_either(self) -> None:
-        """Xargs knows no function: it starts the real docker. (Reading takes no lock.)"""
+        """Xargs knows no function: it starts the real docker. Reading takes no lock."""
         for name in ("blue_green.sh", "release.sh"):
             found = re.findall(r"xargs (?:[^\n]*\\\n)*[^\n]*", FILES[name])
             assert len(found) == 1
