@@ -339,6 +339,12 @@ class Machine:
         pid = int(self.path("run/docker.pid").read_text())
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not _alive(pid), f"the end of dockerd on {self.name}")
+        # Its containerd dies with it. Where nobody reaps that process, the next dockerd would take it for alive.
+        file = self.path("run/docker/containerd/containerd.pid")
+        if file.exists():
+            containerd = int(file.read_text())
+            wait_for(lambda: not _alive(containerd), f"the end of containerd on {self.name}")
+            file.unlink()
 
     def restart_daemon(self, *, wait: bool = True) -> None:
         """Start dockerd."""
