@@ -487,7 +487,7 @@ def clean() -> None:
     ):
         pass
     run("ip", "link", "del", BRIDGE, check=False)
-    for folder in BASE.glob(f"{PREFIX}*"):
+    for folder in (found for found in BASE.glob(f"{PREFIX}*") if found.is_dir()):
         for pid in folder.glob("*.pid"):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(pid.read_text()), signal.SIGKILL)
