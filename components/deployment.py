@@ -64,20 +64,23 @@ class Deployment(pulumi.ComponentResource):
         self._name, self._args = name, args
         settings = args["settings"]
         phases = [(server, self._phases(server)) for server in settings.servers]
-        # A preDeploy command runs on the first server only, before the new release runs anywhere.
-        alone = 1 if settings.pre_deploy else 0
 
-        def everywhere(phase: str, suffix: str, after: Sequence[pulumi.Resource]) -> list[Command]:
+        def everywhere(
+            phase: str, suffix: str, after: Sequence[pulumi.Resource], alone: int
+        ) -> list[Command]:
+            """Declare a phase of every server; all others wait for that of the first ``alone``."""
             made: list[Command] = []
             for server, declare in phases:
                 made.append(declare(phase, f"{name}-{server.name}{suffix}", [*after, *made[:alone]]))
             return made
 
+        # A preDeploy command runs on the first server only, before the new release runs anywhere.
+        alone = 1 if settings.pre_deploy else 0
         if settings.strategy == "blueGreen":
             # No server switches before the candidates of all are healthy.
-            done = everywhere("switch", "", everywhere("candidate", "-candidate", []))
+            done = everywhere("switch", "", everywhere("candidate", "-candidate", [], alone), 0)
         else:
-            done = everywhere("deploy", "", [])
+            done = everywhere("deploy", "", [], alone)
         # A preview knows it already; an update says so of a server only when that one has done it.
         known: pulumi.Input[str] | None = args["commit"] if pulumi.runtime.is_dry_run() else None
         self.releases = pulumi.Output.all(
