@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -36,8 +37,8 @@ HERE = f"{NETWORK}.1"
 NAMESPACE_PREFIX = f"esteira-live{ROOM}-"
 PREFIX = f"esteira-live{ROOM}."
 BASE = Path("/var/tmp")
-PASSWORD = "Pa55-of-the-server-QX71"
-"""Password of every user on every machine: a marker, looked for where it must not be."""
+PASSWORD = f"Pa55-{secrets.token_hex(8)}"
+"""Password of every user on every machine, another in every run: a marker, looked for where it must not be."""
 
 
 def run(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from tests.live.machines import USERS, Machine
 from tests.live.project import PORT, Project
 from tests.live.watching import ProcessList, process_list
 
-APPLICATION = "Application-secret-81c7\nwith 'two' lines"
-FILE = "File-secret-44aa"
-BUILD_USER_FILES = (".docker", ".config", ".cache")
+# Others than in every other run: the process list is that of the whole machine.
+APPLICATION = f"Application-{secrets.token_hex(8)}\nwith 'two' lines"
+FILE = f"File-{secrets.token_hex(8)}"
 
 
 def test_secrets_are_in_no_output_process_list_or_file(project: Project, one: Machine, two: Machine) -> None:
