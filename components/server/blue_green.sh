@@ -270,11 +270,12 @@ reopen_edge() {
 
 # Names follow the switch: the release before gets its own name, the one that serves the declared name.
 give_slot_names() {
+  named=$(docker inspect --format '{{.Name}}' "$candidate_id" 2>/dev/null) || { await_daemon && named=$(docker inspect --format '{{.Name}}' "$candidate_id"); }
   if [ -n "$old_id" ] && [ "$old_id" != "$candidate_id" ]; then
     tell_adopted
     docker rename "$old_id" "$serving_release" 2>/dev/null || docker rename "$old_id" "$serving_release-$(printf %.6s "$old_id")" 2>/dev/null
   fi
-  [ "$(docker inspect --format '{{.Name}}' "$candidate_id")" = "/$name" ] || docker rename "$candidate_id" "$name"
+  [ "$named" = "/$name" ] || docker rename "$candidate_id" "$name"
 }
 
 # The declared release serves already: what a cut-off run left is put right.
@@ -386,9 +387,10 @@ start_created_edge() {
   docker start "$created_edge" >/dev/null 2>"$passing/error" || { message=$(docker_said) && return 1; }
   edge_id=$created_edge edge_state=running edge_mark=$edge_fingerprint
   read_clock && edge_start=$now
-  if enter_edge; then
+  # Its volume may still say that another slot serves.
+  if enter_edge && point_edge "$free"; then
     while probe_ask "http 2 http://localhost:10000/"; do
-      case $answer in *HTTP/*) point_edge "$free" && return 0 ;; esac
+      case $answer in *HTTP/*) return 0 ;; esac
       read_clock
       [ $((now - edge_start)) -lt 1000 ] || break
       sleep 0.05
