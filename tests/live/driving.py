@@ -53,9 +53,10 @@ echo "$1 $2 $3 $4" >>/run/docker-said
 [ -e /run/cut ] || exec /run/docker-client "$@"
 exec 6>>/run/cut-lock
 flock 6
-read -r left how wait </run/cut || exec /run/docker-client "$@" 6>&-
+read -r left how wait only </run/cut || exec /run/docker-client "$@" 6>&-
+case "$*" in "$only"*) ;; *) exec /run/docker-client "$@" 6>&- ;; esac
 left=$((left - 1))
-echo "$left $how $wait" >/run/cut
+echo "$left $how $wait $only" >/run/cut
 exec 6>&-
 [ "$left" -eq 0 ] || exec /run/docker-client "$@"
 echo "$1 $2 $3 $4" >/run/cut-at
@@ -489,13 +490,16 @@ class Application:
         return said
 
     @contextmanager
-    def cut(self, number: int, how: str, wait: float = 0.02) -> Iterator[Callable[[], str]]:
-        """Let the ``number``-th docker command from now end its run; yields what says at which command it did."""
+    def cut(self, number: int, how: str, wait: float = 0.02, only: str = "") -> Iterator[Callable[[], str]]:
+        """Let the ``number``-th docker command from now end its run; yields what says at which command it did.
+
+        ``only``: how the commands begin that are counted.
+        """
         run_folder = self.machine.path("run")
         for name in ("cut-at", "go-on"):
             (run_folder / name).unlink(missing_ok=True)
         (run_folder / "cut-lock").touch(0o666)
-        (run_folder / "cut").write_text(f"{number} {how} {wait}\n")
+        (run_folder / "cut").write_text(f"{number} {how} {wait} {only}\n")
 
         def at() -> str:
             path = run_folder / "cut-at"
