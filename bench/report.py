@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bench.load import STREAMS
-from bench.measure import Times, UnderLoad
+from bench.measure import HEALTH, Times, UnderLoad
 from bench.results import median
 
 RECREATE_BOUND = 0.3
@@ -168,7 +168,10 @@ class Report:
             *((f"whole release by {way}", values) for way, values in found.wall.items()),
         ]
         width = max(len(title) for title, _ in rows)
-        lines = [f"Without load, {len(found.own)} rounds of all ways in turn: median (least to most)"]
+        rounds, interval = len(found.own), HEALTH["interval"]
+        lines = [
+            f"Without load, {rounds} rounds of all ways in turn, health interval {interval} s: median (least to most)"
+        ]
         for title, values in rows:
             range_ = f"({_seconds(min(values))} to {_seconds(max(values))})"
             lines.append(f"  {title:<{width}}  {_seconds(median(values)):>9}  {range_}")
