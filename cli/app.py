@@ -75,6 +75,20 @@ def test(context: typer.Context) -> None:
     raise typer.Exit(testing.run(local.Place(ROOT), context.args))
 
 
+@app.command("offline-preview")
+def offline_preview(
+    against: Annotated[
+        str | None, typer.Option(help="A git revision, or the folder of another tree, to compare with.")
+    ] = None,
+    stack: Annotated[list[str] | None, typer.Option(help="Only this stack; can be given again.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder that is written.")] = Path("offline-preview"),
+) -> None:
+    """Say what each stack would declare, without secrets, state or servers; for merge requests."""
+    from cli import offline  # noqa: PLC0415
+
+    offline.run(ROOT, against, stack or [], output)
+
+
 @app.command(hidden=True)
 def images() -> None:
     """Make the base images of the local stack (as root, for a user who may not)."""
