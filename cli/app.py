@@ -89,6 +89,22 @@ def offline_preview(
     offline.run(ROOT, against, stack or [], output)
 
 
+@app.command("ci-up", hidden=True)
+def ci_up(stack: str) -> None:
+    """Run `pulumi up` on a stack in a job of a pipeline, noting that this job holds it."""
+    from cli import ci  # noqa: PLC0415
+
+    raise typer.Exit(ci.up(ROOT, stack))
+
+
+@app.command("ci-unlock", hidden=True)
+def ci_unlock(stack: str) -> None:
+    """Give a stack free that this job's `ci-up` held when it was cut off, and no other; for an after_script."""
+    from cli import ci  # noqa: PLC0415
+
+    ci.unlock(ROOT, stack, os.environ)
+
+
 @app.command(hidden=True)
 def images() -> None:
     """Make the base images of the local stack (as root, for a user who may not)."""
