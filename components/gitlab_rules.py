@@ -82,6 +82,8 @@ def scope_faults(scope: str) -> list[str]:
     if not scope:
         return ["The environment scope is empty: write * for all environments, or an environment's name."]
     faults = []
+    if scope != scope.strip(" "):
+        faults.append("An environment scope may not begin or end with a space: GitLab takes it off.")
     if not _SCOPE.fullmatch(scope):
         faults.append(
             "An environment scope may have letters, digits, spaces and - _ / $ { } . * only: write the "

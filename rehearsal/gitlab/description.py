@@ -8,7 +8,9 @@ code does is the authority.
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,10 +57,13 @@ class Description:
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = _put_right(copy.deepcopy(dict(document)))
         self._openapi = OpenAPI.from_dict(self._document)
+        self.lock = threading.Lock()
+        """To be held by who asks: several stand-ins of a process share one description."""
 
     @classmethod
+    @functools.cache
     def beside_the_project(cls) -> Description | None:
-        """Read it from :data:`PLACE`; None where it is not there."""
+        """Read it from :data:`PLACE`, once in a process; None where it is not there."""
         if not PLACE.is_file():
             return None
         # The C parser where PyYAML has it: a tenth of the time.
@@ -74,14 +79,16 @@ class Description:
         query: str,
         headers: Mapping[str, str],
         fields: Mapping[str, Any],
+        typed: bool,
         status: int,
         answer: bytes,
         answer_type: str,
     ) -> list[str]:
         """Say what the description has against this exchange; never a value, only where and which rule.
 
-        ``path`` is the raw one, ``fields`` the request's body, decoded (empty if there was none). The request of a
-        refused exchange is not looked at: refusing it was right.
+        ``path`` is the raw one, ``fields`` the request's body, decoded (empty if there was none), ``typed``
+        whether it was JSON: a form has only text. The request of a refused exchange is not looked at: refusing it was
+        right.
         """
         if template in UNDESCRIBED:
             return []
@@ -99,7 +106,8 @@ class Description:
             data=json.dumps(fields).encode() if fields or "requestBody" in operation else b"",
         )
         if status < 400:
-            found += self._against_request(request, where)
+            if typed:
+                found += self._against_request(request, where)
             found += _unknown_fields(operation, fields, self._document, where)
         if status not in {404, 429} | set(range(500, 600)) or answer_type == "application/json":
             response = MockResponse(answer, status, content_type=answer_type)
@@ -119,6 +127,8 @@ class Description:
 
 def _put_right(document: dict[str, Any]) -> dict[str, Any]:
     paths, schemas = document["paths"], document["components"]["schemas"]
+    # Tokens are the server's own business, and openapi-core does not know all of these schemes.
+    del document["security"], document["components"]["securitySchemes"]
     variables = "/api/v4/projects/{id}/variables"
     # Described as one object; GitLab answers with an array.
     content = paths[variables]["get"]["responses"]["200"]["content"]["application/json"]

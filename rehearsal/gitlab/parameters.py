@@ -14,6 +14,7 @@ from werkzeug.wrappers import Request
 from rehearsal.gitlab.answers import error
 from rehearsal.gitlab.state import as_time
 
+_FORMS = {"application/x-www-form-urlencoded", "multipart/form-data"}
 _TRUE = {True, "true", "True", "TRUE", "t", "T", "1", "on", "yes"}
 _FALSE = {False, "false", "False", "FALSE", "f", "F", "0", "off", "no"}
 
@@ -23,6 +24,8 @@ class Parameters:
 
     def __init__(self, request: Request, path: Mapping[str, str]) -> None:
         self.body = _body(request)
+        self.typed = request.mimetype not in _FORMS
+        """Whether the body could say true instead of ``"true"``."""
         self._all: dict[str, Any] = {**_nest(_pairs(request.query_string.decode())), **self.body, **path}
 
     def __contains__(self, name: str) -> bool:
@@ -120,7 +123,7 @@ def _body(request: Request) -> dict[str, Any]:
         except ValueError:
             raise error(400, "Problems parsing JSON") from None
         return loaded if isinstance(loaded, dict) else {}
-    if kind in {"application/x-www-form-urlencoded", "multipart/form-data"}:
+    if kind in _FORMS:
         return _nest([(key, value) for key, value in request.form.items(multi=True)])
     return {}
 

@@ -120,7 +120,12 @@ class StandIn:
         )
         name = urlsplit(registry).netloc if registry else "registry.example.com"
         self.api = Api(self.state, images, self.url, name)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            # How long close() may have to wait.
+            target=self._server.serve_forever,
+            args=(0.02,),
+            daemon=True,
+        )
 
     # Running it.
 
@@ -273,10 +278,11 @@ class StandIn:
         route, parts = _find(request.method, path)
         with self._lock:
             fields: dict[str, Any] = {}
+            typed = True
             try:
                 token = self._authenticate(request, route)
                 parameters = Parameters(request, parts)
-                fields = parameters.body
+                fields, typed = parameters.body, parameters.typed
                 answer = (
                     Answer(404, {"error": "404 Not Found"})
                     if route is None
@@ -290,17 +296,19 @@ class StandIn:
             if request.method != "GET" and answer.status < 300:
                 self._save()
             if route is not None and self._description is not None:
-                self.objections += self._description.objections(
-                    request.method,
-                    path,
-                    route.template,
-                    query=request.query_string.decode(),
-                    headers=dict(request.headers),
-                    fields=fields,
-                    status=answer.status,
-                    answer=answer.content,
-                    answer_type=answer.content_type,
-                )
+                with self._description.lock:
+                    self.objections += self._description.objections(
+                        request.method,
+                        path,
+                        route.template,
+                        query=request.query_string.decode(),
+                        headers=dict(request.headers),
+                        fields=fields,
+                        typed=typed,
+                        status=answer.status,
+                        answer=answer.content,
+                        answer_type=answer.content_type,
+                    )
         return answer
 
     def _authenticate(self, request: Request, route: Route | None) -> Token | None:
