@@ -89,6 +89,23 @@ def offline_preview(
     offline.run(ROOT, against, stack or [], output)
 
 
+@app.command()
+def prune(
+    stack: Annotated[
+        list[str] | None, typer.Option(help="A stack whose images stay; all by default. Can be given again.")
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Project of GitLab; CI_PROJECT_PATH, else the repository, by default.")
+    ] = None,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest commits stay in any case.")] = 20,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete, not only say what would be deleted.")] = False,
+) -> None:
+    """Delete images from GitLab's registry that no stack runs or could roll back to (GITLAB_TOKEN, scope api)."""
+    from cli import prune as pruning  # noqa: PLC0415
+
+    pruning.run(ROOT, stack or [], project, keep, yes=yes)
+
+
 @app.command("ci-up", hidden=True)
 def ci_up(stack: str) -> None:
     """Run `pulumi up` on a stack in a job of a pipeline, noting that this job holds it."""
