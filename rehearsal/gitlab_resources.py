@@ -319,8 +319,12 @@ def remove_deploy_token(inputs: dict[str, Any], context: Context) -> dict[str, A
 
 
 def deploy_token_placeholder(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Stand in for the outputs of a deploy token."""
-    return {"token": "unknown", "username": inputs.get("username") or "unknown", "deployTokenId": 0}
+    """Stand in for the outputs of a deploy token; a program may insist on what can be masked."""
+    return {
+        "token": "gldt-unknown-while-destroying",
+        "username": inputs.get("username") or "gitlab+deploy-token-0",
+        "deployTokenId": 0,
+    }
 
 
 def _revoke(api: Client, what: str, path: str, number: int) -> None:

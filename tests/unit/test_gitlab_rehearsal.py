@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import re
-import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rehearsal import RehearsalError, RehearsalResult, carry_out, gitlab_resources
+from rehearsal import RehearsalError, gitlab_resources
 from rehearsal.gitlab import Fault, StandIn
 from rehearsal.monitor import Context
 from rehearsal.values import reveal
@@ -282,69 +279,3 @@ class TestDeployTokens:
         gitlab_resources.remove_deploy_token(inputs, resources.context())
         gitlab_resources.remove_deploy_token(inputs, resources.context())
         assert resources.standin.project(PATH).deploy_tokens == []
-
-
-PROGRAM = f"""
-import pulumi
-import pulumi_gitlab as gitlab
-
-config = pulumi.Config()
-provider = gitlab.Provider("gitlab", base_url=config.require("url"), token=config.require_secret("token"))
-opts = pulumi.ResourceOptions(provider=provider)
-found = gitlab.get_project_output(path_with_namespace="{PATH}", opts=pulumi.InvokeOptions(provider=provider))
-token = gitlab.ProjectDeployToken("pull", project=found.id, name="pull-1", scopes=["read_registry"], opts=opts)
-for number in range(config.require_int("count")):
-    gitlab.ProjectVariable(
-        f"v{{number}}", project="{PATH}", key=f"V{{number}}", value=pulumi.Output.secret("{SECRET}"),
-        masked=True, opts=opts)
-gitlab.ProjectVariable("password", project="{PATH}", key="CI_DEPLOY_PASSWORD", value=token.token, opts=opts)
-pulumi.export("project", found.path_with_namespace)
-pulumi.export("token", token.token)
-"""
-
-
-class TestProgram:
-    """A whole program, through the SDK."""
-
-    def run(self, root: Path, standin: StandIn, lines: list[str], **options: Any) -> RehearsalResult:
-        (root / "Pulumi.yaml").write_text("name: small\nruntime: python\n")
-        (root / "Pulumi.dev.yaml").write_text("config: {}\n")
-        (root / "__main__.py").write_text(textwrap.dedent(PROGRAM))
-        config = {"url": standin.base_url, "token": standin.token, "count": "100"}
-        return carry_out(root, "dev", config=config, secret_keys=["token"], on_line=lines.append, **options)
-
-    def test_a_hundred_variables(self, standin: StandIn, tmp_path: Path) -> None:
-        lines: list[str] = []
-        result = self.run(tmp_path, standin, lines)
-        project = standin.project(PATH)
-        assert len(project.variables) == 101
-        assert result.outputs == {"project": PATH, "token": "[secret]"}
-        (token,) = project.deploy_tokens
-        password = next(one for one in project.variables if one["key"] == "CI_DEPLOY_PASSWORD")
-        assert password["value"] == token.token
-        before = json.dumps(project.variables)
-        asked = len(standin.exchanges)
-
-        self.run(tmp_path, standin, lines)
-        second = standin.exchanges[asked:]
-        assert {exchange.method for exchange in second} == {"GET"}
-        assert len(second) < 10
-        assert json.dumps(project.variables) == before
-
-        self.run(tmp_path, standin, lines, action="destroy")
-        assert (project.variables, project.deploy_tokens) == ([], [])
-        shown = "\n".join(lines)
-        for secret in (SECRET, token.token, standin.token):
-            assert secret not in shown
-
-    def test_a_token_that_dies_in_the_middle_is_the_cause_that_is_shown(
-        self, standin: StandIn, tmp_path: Path
-    ) -> None:
-        standin.faults.order(Fault("expire", nth=40))
-        with pytest.raises(RehearsalError, match="has expired") as raised:
-            self.run(tmp_path, standin, [])
-        assert re.search(r"The variable V\d+ .* Make a new one and run it again\.", str(raised.value))
-        standin.state.tokens[0].expired = False
-        standin.faults.clear()
-        self.run(tmp_path, standin, [])
-        assert len(standin.project(PATH).variables) == 101
