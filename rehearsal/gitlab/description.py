@@ -21,9 +21,6 @@ from openapi_core import OpenAPI
 from openapi_core.exceptions import OpenAPIError
 from openapi_core.testing import MockRequest, MockResponse
 
-PLACE = Path(__file__).resolve().parents[3] / "shared" / "gitlab-openapi.yaml"
-"""Where the description is looked for: ``../shared`` from the project's root."""
-
 UNDESCRIBED = (
     "/api/v4/personal_access_tokens/self",
     "/api/v4/registry/repositories/{repository_id}",
@@ -62,13 +59,11 @@ class Description:
 
     @classmethod
     @functools.cache
-    def beside_the_project(cls) -> Description | None:
-        """Read it from :data:`PLACE`, once in a process; None where it is not there."""
-        if not PLACE.is_file():
-            return None
+    def read(cls, place: Path) -> Description:
+        """Read it from a file, once in a process."""
         # The C parser where PyYAML has it: a tenth of the time.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        return cls(yaml.load(PLACE.read_text(encoding="utf-8"), Loader=loader))  # noqa: S506 - a safe loader
+        return cls(yaml.load(place.read_text(encoding="utf-8"), Loader=loader))  # noqa: S506 - a safe loader
 
     def objections(
         self,

@@ -33,6 +33,9 @@ from rehearsal.gitlab.state import MAINTAINER, Project, Repository, State, Tag, 
 if TYPE_CHECKING:
     from rehearsal.gitlab.description import Description
 
+DESCRIPTION = Path(__file__).resolve().parents[3] / "shared" / "gitlab-openapi.yaml"
+"""Where GitLab's description is looked for: ``../shared`` from the project's root."""
+
 _EXPIRED = "Token is expired. You can either do re-authorization or token refresh."
 _REVOKED = "Token was revoked. You have to re-authorize from the user."
 _TOO_SMALL = "The request requires higher privileges than provided by the access token."
@@ -379,13 +382,12 @@ def _trouble(fault: Fault) -> Answer:
 
 
 def _read_description() -> Description | None:
-    # Imported only where it is of use: it takes a second.
-    place = Path(__file__).resolve().parents[3] / "shared" / "gitlab-openapi.yaml"
-    if not place.is_file():
+    if not DESCRIPTION.is_file():
         return None
+    # Imported only where it is of use: it takes a second.
     from rehearsal.gitlab.description import Description as Read  # noqa: PLC0415
 
-    return Read.beside_the_project()
+    return Read.read(DESCRIPTION)
 
 
 def _other_entries(htpasswd: Path | None) -> list[str]:

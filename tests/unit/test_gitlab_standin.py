@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from components import gitlab_rules
 from rehearsal.errors import RehearsalError
-from rehearsal.gitlab import Fault, RateLimit, StandIn
+from rehearsal.gitlab import Fault, RateLimit, StandIn, server
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = "ParasiteWeb/parasite"
@@ -387,6 +387,15 @@ class TestDescription:
         with pytest.raises(RehearsalError, match="does not know hidden"):
             standin.__exit__(None, None, None)
         assert "secret-value" not in "".join(standin.objections)
+
+    def test_without_it_that_check_alone_is_missing(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(server, "DESCRIPTION", tmp_path / "none.yaml")
+        with StandIn() as standin:
+            standin.project(PATH)
+            assert standin.description_missing
+            assert Client(standin).variable(key="FOO", value="1", hidden=True).status_code == 201
 
 
 def test_one_command_starts_it_and_a_file_keeps_it(tmp_path: Path) -> None:
