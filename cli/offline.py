@@ -146,8 +146,16 @@ def declare(root: Path, stack: str) -> Declaration:
         return Declaration(error="The program gave no answer.")
     if said["error"] is not None:
         return Declaration(error=said["error"])
-    head = shell.run(["git", "rev-parse", "HEAD"], cwd=root, timeout=30, check=False).stdout.strip()
-    return Declaration(dict(_rendered(said["resources"], root, head)))
+    return Declaration(dict(_rendered(said["resources"], root, _head(root, stack))))
+
+
+def _head(root: Path, stack: str) -> str:
+    """Return the commit that is deployed: that of the folder that is built, which may be a repository of its own."""
+    image = parse_stack_file(root / f"Pulumi.{stack}.yaml").values.get("image")
+    context = image.get("context", ".") if isinstance(image, Mapping) else "."
+    folder = root / str(context)
+    where = folder if folder.is_dir() else root
+    return shell.run(["git", "rev-parse", "HEAD"], cwd=where, timeout=30, check=False).stdout.strip()
 
 
 def _rendered(resources: Sequence[Mapping[str, Any]], root: Path, head: str) -> Iterator[tuple[str, str]]:
