@@ -1,4 +1,4 @@
-"""From a commit to a healthy container on every server, as Pulumi.<stack>.yaml declares it."""
+"""From a commit to a healthy container on every server, and what GitLab must know, as Pulumi.<stack>.yaml says."""
 
 import pulumi
 
@@ -8,39 +8,49 @@ from components.image import Image, image_args
 from components.interrupt import end_quietly, told_to_the_engine
 from components.reading import known_digests, read_servers
 from components.release import Release, release_args
-from components.settings import from_pulumi
+from components.settings import Settings, from_pulumi
 from components.source import inspect
 
 end_quietly()
 
 with told_to_the_engine():
-    settings = from_pulumi()
-    source = inspect(settings)
-    readings = read_servers(settings, owner_of(settings))
-    # Not the container's name: with other resource names a renamed container would be created before the old one is
-    # removed, which still holds the port.
-    name = "app"
+    stack = from_pulumi()
+    if stack.gitlab is not None:
+        # Here, not above: GitLab's packages take half a second, and most stacks do not need them.
+        from components.gitlab import declare_gitlab
+        from components.gitlab_access import check_access
 
-    image = Image(name, image_args(settings, source, known_digests=known_digests(readings)))
-    deployment = Deployment(
-        name,
-        {
-            "settings": settings,
-            "commit": source.commit,
-            "tag": source.tag,
-            "image": image.reference,
-            "digest": image.known_digest,
-            "readings": readings,
-        },
-    )
-    release = Release(
-        name,
-        release_args(settings, source.commit, image.digest),
-        pulumi.ResourceOptions(depends_on=[deployment]),
-    )
+        check_access(stack)
+        declare_gitlab(stack)
 
-    pulumi.export("commit", source.commit)
-    pulumi.export("image", image.reference)
-    pulumi.export("digest", release.digest)
-    pulumi.export("addresses", addresses(settings))
-    pulumi.export("releases", deployment.releases)
+    if isinstance(stack, Settings):
+        settings = stack
+        source = inspect(settings)
+        readings = read_servers(settings, owner_of(settings))
+        # Not the container's name: with other resource names a renamed container would be created before the old one
+        # is removed, which still holds the port.
+        name = "app"
+
+        image = Image(name, image_args(settings, source, known_digests=known_digests(readings)))
+        deployment = Deployment(
+            name,
+            {
+                "settings": settings,
+                "commit": source.commit,
+                "tag": source.tag,
+                "image": image.reference,
+                "digest": image.known_digest,
+                "readings": readings,
+            },
+        )
+        release = Release(
+            name,
+            release_args(settings, source.commit, image.digest),
+            pulumi.ResourceOptions(depends_on=[deployment]),
+        )
+
+        pulumi.export("commit", source.commit)
+        pulumi.export("image", image.reference)
+        pulumi.export("digest", release.digest)
+        pulumi.export("addresses", addresses(settings))
+        pulumi.export("releases", deployment.releases)

@@ -87,6 +87,53 @@ def bench(
     bench.run(local.Place(ROOT), releases=releases, rounds=rounds, rate=rate)
 
 
+@app.command("offline-preview")
+def offline_preview(
+    against: Annotated[
+        str | None, typer.Option(help="A git revision, or the folder of another tree, to compare with.")
+    ] = None,
+    stack: Annotated[list[str] | None, typer.Option(help="Only this stack; can be given again.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder that is written.")] = Path("offline-preview"),
+) -> None:
+    """Say what each stack would declare, without secrets, state or servers; for merge requests."""
+    from cli import offline  # noqa: PLC0415
+
+    offline.run(ROOT, against, stack or [], output)
+
+
+@app.command()
+def prune(
+    stack: Annotated[
+        list[str] | None, typer.Option(help="A stack whose images stay; all by default. Can be given again.")
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Project of GitLab; CI_PROJECT_PATH, else the repository, by default.")
+    ] = None,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest commits stay in any case.")] = 20,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete, not only say what would be deleted.")] = False,
+) -> None:
+    """Delete images from GitLab's registry that no stack runs or could roll back to (GITLAB_TOKEN, scope api)."""
+    from cli import prune as pruning  # noqa: PLC0415
+
+    pruning.run(ROOT, stack or [], project, keep, yes=yes)
+
+
+@app.command("ci-up", hidden=True)
+def ci_up(stack: str) -> None:
+    """Run `pulumi up` on a stack in a job of a pipeline, noting that this job holds it."""
+    from cli import ci  # noqa: PLC0415
+
+    raise typer.Exit(ci.up(ROOT, stack))
+
+
+@app.command("ci-unlock", hidden=True)
+def ci_unlock(stack: str) -> None:
+    """Give a stack free that this job's `ci-up` held when it was cut off, and no other; for an after_script."""
+    from cli import ci  # noqa: PLC0415
+
+    ci.unlock(ROOT, stack, os.environ)
+
+
 @app.command(hidden=True)
 def images() -> None:
     """Make the base images of the local stack (as root, for a user who may not)."""

@@ -11,6 +11,7 @@ when a key is absent.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import ipaddress
 import json
@@ -43,8 +44,10 @@ from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from components import gitlab_values
 from components import settings_rules as rule
 from components.errors import EsteiraError
+from components.gitlab_variables import resolve
 from components.settings_rules import Fault, Wrong
 
 NAMESPACE = "esteira"
@@ -555,6 +558,140 @@ class ServerSettings(_Model):
             yield replace(fault, lines=tuple(entry))
 
 
+class GitlabServerSettings(_Model):
+    """What the jobs of one environment are told of their server, under the procedure's names."""
+
+    host: Host = _key("`DEPLOYMENT_SERVER_IP`.", "host", "203.0.113.10")
+    user: User = _key("`DEPLOYMENT_SERVER_USER`.", "name", "deploy")
+    host_key: Annotated[str | None, BeforeValidator(rule.maybe(rule.host_key))] = _key(
+        "`DEPLOYMENT_SERVER_HOST_KEY`, a file.", "one line of authorized_keys", HOST_KEY_EXAMPLE, None
+    )
+
+
+class GitlabEnvironmentSettings(_Model):
+    """One environment of the GitLab project."""
+
+    name: Annotated[str, BeforeValidator(gitlab_values.scope)] = _key(
+        "Environment scope; `*` is for jobs without an environment too.", "text", "production"
+    )
+    server: GitlabServerSettings | None = _key(
+        "Its server.", "map", {"host": "203.0.113.10", "user": "deploy"}, None
+    )
+
+
+class GitlabVariableSettings(_Model):
+    """One CI/CD variable, or the attributes of one whose value is a secret or comes from other settings."""
+
+    key: Annotated[str, BeforeValidator(gitlab_values.key)] = _key("Its name.", "name", "SENTRY_ENVIRONMENT")
+    scope: Annotated[str, BeforeValidator(gitlab_values.scope)] = _key(
+        "Environment scope.", "text", "production", "*"
+    )
+    value: Annotated[str | None, BeforeValidator(rule.maybe(rule.text))] = _key(
+        "Value that everybody may read; a secret one is set in `gitlabVariables`.", "text", "production", None
+    )
+    masked: Annotated[bool | None, BeforeValidator(rule.maybe(rule.flag))] = _key(
+        "Keep it out of job logs.", "true or false", False, None, shown="`true` for secrets of one line"
+    )
+    hidden: Annotated[bool | None, BeforeValidator(rule.maybe(rule.flag))] = _key(
+        "Show it to nobody any more, masked too; another choice later makes the variable anew.",
+        "true or false",
+        True,
+        None,
+    )
+    protected: Annotated[bool | None, BeforeValidator(rule.maybe(rule.flag))] = _key(
+        "Only for jobs of protected branches and tags.",
+        "true or false",
+        True,
+        None,
+        shown="`true` for secrets, and for what deploys",
+    )
+    raw: Annotated[bool | None, BeforeValidator(rule.maybe(rule.flag))] = _key(
+        "Do not replace `$NAME` in it.", "true or false", True, None, shown="`true` for secrets"
+    )
+    type: Annotated[
+        Literal["env_var", "file"] | None, BeforeValidator(rule.maybe(rule.choice("env_var", "file")))
+    ] = _key("How jobs get it.", "`env_var` or `file`", "file", None, shown="`env_var`, for keys `file`")
+    description: Annotated[str | None, BeforeValidator(rule.maybe(rule.line))] = _key(
+        "What it is for.", "text", "Where errors are reported", None
+    )
+
+
+class DeployTokenSettings(_Model):
+    """A deploy token with read_registry, which servers pull with; jobs get it as CI_DEPLOY_USER and _PASSWORD."""
+
+    name: Annotated[str, BeforeValidator(rule.line)] = _key(
+        "Its name in GitLab; the rotation is added.", "text", "esteira-pull", "esteira-pull"
+    )
+    rotation: Annotated[int, BeforeValidator(rule.number(1, 1_000_000, "The rotation"))] = _key(
+        "Raise it by one for a new token. The one before stays valid until the next rotation, for jobs and servers "
+        "that hold it still.",
+        "number",
+        2,
+        1,
+    )
+    keep_previous: Flag = _key(
+        "`false` revokes the token before this one, once nobody holds it.", "true or false", False, True
+    )
+    expires_at: Annotated[str | None, BeforeValidator(rule.maybe(gitlab_values.date))] = _key(
+        "Last day on which it works (UTC).", "date", "2035-12-31", None
+    )
+    warn_days: Annotated[int, BeforeValidator(rule.number(0, 3650, "The number of days"))] = _key(
+        "From how many days before that on every preview warns.", "number", 30, 30
+    )
+
+
+class GitlabSettings(_Model):
+    """What GitLab is told: CI/CD variables of the project, and a deploy token for the servers."""
+
+    project: Annotated[str, BeforeValidator(gitlab_values.project)] = _key(
+        "The GitLab project, its path or its number.", "text", "group/parasite"
+    )
+    base_url: Annotated[str | None, BeforeValidator(rule.maybe(gitlab_values.base_url))] = _key(
+        "The API of a GitLab instance of your own.",
+        "URL",
+        "https://gitlab.example.com/api/v4/",
+        None,
+        shown="`GITLAB_BASE_URL`, else `CI_API_V4_URL`, else gitlab.com's",
+    )
+    ca_file: Annotated[str | None, BeforeValidator(rule.maybe(rule.line))] = _key(
+        "File with the certificate of the authority that signed the instance's (PEM); relative to the project.",
+        "path",
+        "gitlab-ca.pem",
+        None,
+    )
+    backend_url: Annotated[str | None, BeforeValidator(rule.maybe(rule.line))] = _key(
+        "`PULUMI_BACKEND_URL`: where jobs find Pulumi's state. One with a password in it belongs in `gitlabVariables`.",
+        "URL",
+        "s3://example-state?region=eu-west-1",
+        None,
+    )
+    environments: list[GitlabEnvironmentSettings] = _key(
+        "Environments, with what their jobs are told.", "list", [{"name": "production"}], factory=list
+    )
+    variables: list[GitlabVariableSettings] = _key(
+        "Variables of your own, and attributes of those that are declared anyway.",
+        "list",
+        [{"key": "SENTRY_ENVIRONMENT", "value": "production"}],
+        factory=list,
+    )
+    deploy_token: DeployTokenSettings | None = _key(
+        "A deploy token for the servers' pulls; an empty map `{}` will do.", "map", {"rotation": 1}, None
+    )
+    adopt: Annotated[list[str], BeforeValidator(rule.list_of(gitlab_values.name, unique=True))] = _key(
+        "Variables, `KEY` or `KEY@scope`, that the project has already and that this stack takes over.",
+        "list of text",
+        ["DEPLOYMENT_SERVER_IP"],
+        factory=list,
+    )
+
+    def faults(self, given: frozenset[str], failed: frozenset[str]) -> Iterator[Fault]:  # noqa: ARG002
+        """Environments that occur twice."""
+        names = [environment.name for environment in self.environments]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield Fault(f"The environment {name} is written twice.", ("environments", index, "name"))
+
+
 Optional_ = Annotated[str | None, BeforeValidator(rule.maybe(rule.line))]
 
 
@@ -740,6 +877,33 @@ class Settings(_Model):
         "Most time to wait for another deployment on the same server.", "duration", "5m", 300.0, shown="`5m`"
     )
 
+    gitlab: GitlabSettings | None = _key(
+        "What GitLab is told; written in a stack of its own, which a maintainer runs.",
+        "map",
+        {"project": "group/parasite"},
+        None,
+    )
+    gitlab_variables: Annotated[
+        dict[str, SecretStr], BeforeValidator(rule.map_of(gitlab_values.name_fault, rule.secret_text))
+    ] = _key(
+        "Values of secret CI/CD variables: `KEY` for all environments, or `KEY@scope`.",
+        "map of text",
+        None,
+        factory=dict,
+        secret=True,
+    )
+    gitlab_token: Secret = _key(
+        "Access token of a maintainer, scope `api`.",
+        "text",
+        None,
+        None,
+        shown="`gitlab:token`, else `GITLAB_TOKEN`",
+        secret=True,
+    )
+    gitlab_token_from_environment: bool = _not_a_key(
+        "The token came from GITLAB_TOKEN: it is no input.", False
+    )
+
     @property
     def registry_plain_http(self) -> bool:
         """Whether the registry speaks HTTP without TLS: by setting, or because it is on loopback (Docker's rule)."""
@@ -773,6 +937,7 @@ class Settings(_Model):
         yield from self._image_faults(given, failed)
         yield from self._container_faults(failed)
         yield from self._server_faults(failed)
+        yield from _gitlab_faults(self, failed)
 
     def _image_faults(self, given: frozenset[str], failed: frozenset[str]) -> Iterator[Fault]:
         if (
@@ -984,6 +1149,66 @@ class Settings(_Model):
                     )
 
 
+def _as_in_settings(name: str) -> Any:
+    return copy.copy(Settings.model_fields[name])
+
+
+class GitlabStack(_Model):
+    """A stack that names `gitlab` and no application: what GitLab is told, and nothing else."""
+
+    project: str = _not_a_key("The Pulumi project.")
+    stack: str = _not_a_key("The Pulumi stack.")
+    root: Path = _not_a_key("The project's folder.")
+    registry: Annotated[str, BeforeValidator(rule.registry)] = _as_in_settings("registry")
+    repository: Annotated[str, BeforeValidator(rule.repository)] = _as_in_settings("repository")
+    moving_tag: Annotated[str, BeforeValidator(rule.moving_tag)] = _as_in_settings("moving_tag")
+    gitlab: GitlabSettings = _key("What GitLab is told.", "map", {"project": "group/parasite"})
+    gitlab_variables: Annotated[
+        dict[str, SecretStr], BeforeValidator(rule.map_of(gitlab_values.name_fault, rule.secret_text))
+    ] = _as_in_settings("gitlab_variables")
+    gitlab_token: Secret = _as_in_settings("gitlab_token")
+    gitlab_token_from_environment: bool = _not_a_key(
+        "The token came from GITLAB_TOKEN: it is no input.", False
+    )
+
+    def faults(self, given: frozenset[str], failed: frozenset[str]) -> Iterator[Fault]:  # noqa: ARG002
+        """GitLab's rules."""
+        yield from _gitlab_faults(self, failed)
+
+
+_WITH_PROJECT_DEFAULT = frozenset({"registryInsecure", "promote", "strategy", "keepReleases", "edgeImage"})
+"""Keys that Pulumi.yaml gives a default and that every stack therefore has; movingTag is the GitLab stack's own too."""
+
+
+def _is_gitlab_only(raw: Mapping[str, object]) -> bool:
+    known = _key_fields(GitlabStack).keys() | _WITH_PROJECT_DEFAULT
+    return "gitlab" in raw and not (raw.keys() & (_key_fields(Settings).keys() - known))
+
+
+def _gitlab_faults(stack: Settings | GitlabStack, failed: frozenset[str]) -> Iterator[Fault]:
+    """GitLab's rules for the variables, and a token to declare them with."""
+    if stack.gitlab is None:
+        for name in ("gitlab_variables", "gitlab_token"):
+            if getattr(stack, name) and name not in failed and "gitlab" not in failed:
+                key = to_camel(name)
+                yield Fault(
+                    f"{key} is set, but the stack names no gitlab.",
+                    (key,),
+                    lines=tuple(rule.yaml_lines(("gitlab",), {"project": "group/parasite"})),
+                )
+        return
+    if stack.gitlab_token is None and "gitlab_token" not in failed:
+        yield _need_secret(
+            "gitlabToken",
+            "There is no token for GitLab: it is an access token of a maintainer with the scope api, set here or in "
+            "the environment variable GITLAB_TOKEN.",
+        )
+    if failed & {"gitlab", "gitlab_variables"}:
+        return
+    image = f"{stack.registry}/{stack.repository}"
+    yield from resolve(stack.gitlab, stack.gitlab_variables, image, stack.moving_tag)[1]
+
+
 def image_name(settings: Settings) -> str:
     """The image without tag and digest, ``registry/repository``."""
     return f"{settings.registry}/{settings.repository}"
@@ -1191,6 +1416,8 @@ def _secret_lines(key: str, entry: str | None) -> tuple[str, ...]:
         return (f"pulumi config set --secret esteira:{key} < ~/.ssh/id_ed25519",)
     if key == "secretEnvironment":
         return (_set_secret_path(key, "NAME"),)
+    if key == "gitlabVariables":
+        return (_set_secret_path(key, "NAME"),)
     if key == "secretFiles":
         return (_set_secret_path(key, "/run/secrets/name"),)
     return (f"pulumi config set --secret esteira:{key}",)
@@ -1282,6 +1509,25 @@ def load_settings(
     environ: Mapping[str, str],
     written: Mapping[str, object] | None = None,
 ) -> Settings:
+    """Check ``values`` and make the settings of a stack with an application of them; as :func:`load_stack`."""
+    loaded = load_stack(
+        values, secret_keys, project=project, stack=stack, root=root, environ=environ, written=written
+    )
+    if not isinstance(loaded, Settings):
+        raise EsteiraError(f"The stack {stack} tells GitLab things, and has no application.")
+    return loaded
+
+
+def load_stack(
+    values: Mapping[str, object],
+    secret_keys: frozenset[str],
+    *,
+    project: str,
+    stack: str,
+    root: Path,
+    environ: Mapping[str, str],
+    written: Mapping[str, object] | None = None,
+) -> Settings | GitlabStack:
     """Check ``values`` and make the settings of them.
 
     values: top-level keys without the namespace; YAML values, or the text that Pulumi makes of them (JSON for maps and
@@ -1330,18 +1576,21 @@ class _Loader:
         self.sources: dict[tuple[str | int, ...], str] = {}
         self.fixed: dict[str, Any] = {}
         self.server_from_environment = False
+        self.gitlab_only = _is_gitlab_only(values)
 
     def __repr__(self) -> str:
         """Nothing of the values: they hold secrets."""
         return f"_Loader({self.stack!r})"
 
-    def load(self, project: str) -> Settings | None:
+    def load(self, project: str) -> Settings | GitlabStack | None:
         """The settings, or None if there are mistakes."""
         self._check_secrecy()
         self._decode()
         self._defaults_from_environment()
+        if self.gitlab_only:
+            self.raw = {key: item for key, item in self.raw.items() if key not in _WITH_PROJECT_DEFAULT}
         read = _read_model(
-            Settings,
+            GitlabStack if self.gitlab_only else Settings,
             self.raw,
             skip=frozenset(self.skip),
             project=project,
@@ -1352,8 +1601,8 @@ class _Loader:
         self.faults += read.faults
         if self.faults:
             return None
-        settings: Settings = read.value
-        return _normalised(settings)
+        stack: Settings | GitlabStack = read.value
+        return _normalised(stack) if isinstance(stack, Settings) else stack
 
     def mistakes(self) -> list[Mistake]:
         """All faults in the order of the keys, each told once."""
@@ -1443,9 +1692,24 @@ class _Loader:
     def _defaults_from_environment(self) -> None:
         self._take("registry", "CI_REGISTRY")
         self._take("repository", "CI_PROJECT_PATH", str.lower)
+        self._gitlab_of_environment()
+        if self.gitlab_only:
+            return
         self._take("commit", "CI_COMMIT_SHA")
         self._registry_credentials()
         self._server_of_environment()
+
+    def _gitlab_of_environment(self) -> None:
+        """The provider's own variables, and those of a job."""
+        gitlab = self.raw.get("gitlab")
+        if not isinstance(gitlab, Mapping):
+            return
+        if self._take("gitlabToken", "GITLAB_TOKEN"):
+            self.fixed["gitlab_token_from_environment"] = True
+        for variable in ("GITLAB_BASE_URL", "CI_API_V4_URL"):
+            if self.environ.get(variable) and "baseUrl" not in gitlab:
+                gitlab = self.raw["gitlab"] = {**gitlab, "baseUrl": self.environ[variable]}
+                self.sources["gitlab", "baseUrl"] = f"the environment variable {variable}"
 
     def _registry_credentials(self) -> None:
         # A job's credentials are for the job's own registry: another one must never see them.
@@ -1709,7 +1973,7 @@ def _config_of(document: yaml.Node | None) -> yaml.Node | None:
     return next((value for key, value in _pairs(document) if key == "config"), None)
 
 
-def from_pulumi() -> Settings:
+def from_pulumi() -> Settings | GitlabStack:
     """The settings of the stack that Pulumi runs. Raises SettingsError.
 
     Values are taken as text and read here: the SDK's own typed getters put the value into their error, a secret's too.
@@ -1724,16 +1988,25 @@ def from_pulumi() -> Settings:
     # environment.
     names = {*config.CONFIG.get(), *config.get_config_env(), *(prefix + key for key in _key_fields(Settings))}
     values = {name.removeprefix(prefix): config.get_config(name) for name in names if name.startswith(prefix)}
-    hidden = {name for name in config.get_config_secret_keys_env() if name.startswith(prefix)}
-    hidden |= {name for name in names if name.startswith(prefix) and config.is_config_secret(name)}
+    secret_names = set(config.get_config_secret_keys_env())
+    secret_names |= {name for name in {*names, "gitlab:token"} if config.is_config_secret(name)}
+    hidden = {name for name in secret_names if name.startswith(prefix)}
+    environ = dict(os.environ)
+    # The GitLab provider's usual keys; an explicit provider does not read them by itself.
+    token, base_url = config.get_config("gitlab:token"), config.get_config("gitlab:baseUrl")
+    if token and values.get("gitlabToken") is None:
+        values["gitlabToken"] = token
+        hidden |= {f"{prefix}gitlabToken"} if "gitlab:token" in secret_names else set()
+    if base_url:
+        environ["GITLAB_BASE_URL"] = base_url
     stack_file = root / f"Pulumi.{stack}.yaml"
-    return load_settings(
+    return load_stack(
         {key: value for key, value in values.items() if value is not None},
         frozenset(name.removeprefix(prefix) for name in hidden),
         project=project,
         stack=stack,
         root=root,
-        environ=os.environ,
+        environ=environ,
         written=parse_stack_file(stack_file).values if stack_file.is_file() else None,
     )
 

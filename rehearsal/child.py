@@ -74,7 +74,12 @@ def _watch_parent(quit_now: Any) -> None:
 def _run(request: dict[str, Any], events: Events) -> str | None:
     """Run the program; the error to show, or None."""
     engine = Engine(events.emit)
-    monitor = Monitor(root=Path(request["root"]), act=request["action"] == "up", emit=events.emit)
+    monitor = Monitor(
+        root=Path(request["root"]),
+        act=request["action"] == "up",
+        emit=events.emit,
+        config=request["config"],
+    )
     configure(
         MockSettings(  # type: ignore[no-untyped-call]
             monitor=monitor,
@@ -117,6 +122,8 @@ def _run(request: dict[str, Any], events: Events) -> str | None:
     monitor.stop_beginning("the program stopped" if failure else None)
     monitor.wait_until_idle()
     cause = monitor.first_failure or ("\n".join(engine.errors) if failure else None) or failure
+    if cause is None and request["action"] == "up":
+        cause = monitor.finish()
     if cause is None and request["action"] == "destroy":
         started = time.monotonic()
         cause = monitor.undo()

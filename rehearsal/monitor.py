@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -18,7 +18,7 @@ from pulumi.runtime.proto import engine_pb2, provider_pb2, resource_pb2
 from pulumi.runtime.sync_await import _ensure_event_loop
 
 from components.errors import EsteiraError
-from rehearsal import commands, image
+from rehearsal import commands, gitlab_resources, image
 from rehearsal.errors import NotBegunError, RehearsalError
 from rehearsal.values import conceal, inputs_of
 
@@ -40,6 +40,12 @@ class Context:
     root: Path
     name: str
     line: Callable[[str], None]
+    later: Callable[[Callable[[], None]], None]
+    """Takes what is to be done when everything else has been done well, such as deleting what was replaced."""
+    provider: Mapping[str, Any] = field(default_factory=dict)
+    """Inputs of the provider that the resource was given, or the stack's configuration of the default one."""
+    ignore_changes: frozenset[str] = frozenset()
+    """Inputs whose change is to be passed over."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,25 @@ KINDS: dict[str, Kind] = {
     "docker:index/image:Image": Kind(image.build_and_push, _keep, image.placeholder),
     "command:local:Command": Kind(commands.create_local, commands.delete_local, commands.placeholder),
     "command:remote:Command": Kind(commands.create_remote, commands.delete_remote, commands.placeholder),
+    "gitlab:index/projectVariable:ProjectVariable": Kind(
+        gitlab_resources.declare_variable,
+        gitlab_resources.remove_variable,
+        gitlab_resources.variable_placeholder,
+    ),
+    "gitlab:index/projectDeployToken:ProjectDeployToken": Kind(
+        gitlab_resources.declare_deploy_token,
+        gitlab_resources.remove_deploy_token,
+        gitlab_resources.deploy_token_placeholder,
+    ),
     "pulumi:index:Stash": Kind(_stash, _keep, _stash),
 }
 """Every type of resource that can be rehearsed; providers and components are passed as they are."""
+
+FUNCTIONS: dict[str, Act] = {
+    "command:local:run": commands.run_local,
+    "gitlab:index/getProject:getProject": gitlab_resources.get_project,
+}
+"""Every function of a provider that can be rehearsed."""
 
 QUIET = frozenset({"pulumi:index:Stash"})
 """Types that do nothing worth a line."""
@@ -79,6 +101,7 @@ class _Done:
     name: str
     inputs: dict[str, Any]
     needs: frozenset[str]
+    provider: str
 
 
 class _NoMocks(Mocks):
@@ -99,14 +122,17 @@ class Monitor(MockMonitor):
     comes to its end.
     """
 
-    def __init__(self, *, root: Path, act: bool, emit: Emit) -> None:
+    def __init__(self, *, root: Path, act: bool, emit: Emit, config: Mapping[str, str] | None = None) -> None:
         super().__init__(_NoMocks())
         self.outputs: dict[str, Any] = {}
         self.first_failure: str | None = None
         self._root = root
         self._act = act
         self._emit = emit
+        self._config = dict(config or {})
         self._done: list[_Done] = []
+        self._providers: dict[str, dict[str, Any]] = {}
+        self._later: list[Callable[[], None]] = []
         self._stack_urn = ""
         self._state = threading.Condition()
         self._under_way = 0
@@ -150,13 +176,14 @@ class Monitor(MockMonitor):
 
     def Invoke(self, request: Any) -> Any:  # noqa: N802
         """Call a provider's function, as far as it is one that can be rehearsed."""
-        if request.tok != "command:local:run":
+        function = FUNCTIONS.get(request.tok)
+        if function is None:
             raise self._fail(request.tok, _cannot(request.tok, "a function call"))
         _ensure_event_loop()  # type: ignore[no-untyped-call]
         inputs = inputs_of(rpc.deserialize_properties(request.args))
         self._begin()
         try:
-            result = commands.run_local(inputs, self._context("command:local:run"))
+            result = function(inputs, self._context(request.tok, request.tok, request.provider))
         except Exception as error:
             self._fail(request.tok, error)
             raise
@@ -177,6 +204,15 @@ class Monitor(MockMonitor):
         """Wait for everything that is under way."""
         with self._state:
             self._state.wait_for(lambda: self._under_way == 0)
+
+    def finish(self) -> str | None:
+        """Do what was put off until everything else had been done; the first failure."""
+        try:
+            for act in self._later:
+                act()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run ends with a sentence
+            return _sentence("What was put off", error)
+        return None
 
     def undo(self) -> str | None:
         """Take away what the program declares, dependants first, as much at a time as the dependencies allow.
@@ -208,6 +244,7 @@ class Monitor(MockMonitor):
 
     def _carry_out(self, request: Any, urn: str, inputs: dict[str, Any]) -> dict[str, Any]:
         if request.type.startswith("pulumi:providers:"):
+            self._providers[urn] = inputs
             return {}
         kind = KINDS.get(request.type)
         if kind is None:
@@ -216,10 +253,15 @@ class Monitor(MockMonitor):
         for dependencies in request.propertyDependencies.values():
             needs.update(dependencies.urns)
         if not self._act:
-            self._done.append(_Done(urn, request.type, request.name, inputs, frozenset(needs)))
+            self._done.append(
+                _Done(urn, request.type, request.name, inputs, frozenset(needs), request.provider)
+            )
             return kind.placeholder(inputs)
         started = time.monotonic()
-        outputs = kind.up(inputs, self._context(request.name))
+        context = self._context(
+            request.name, request.type, request.provider, frozenset(request.ignoreChanges)
+        )
+        outputs = kind.up(inputs, context)
         seconds = round(time.monotonic() - started, 3)
         if request.type not in QUIET:
             self._emit("line", text=f"{request.name}: done in {seconds:.1f} s")
@@ -228,15 +270,34 @@ class Monitor(MockMonitor):
 
     def _take_away(self, item: _Done) -> None:
         started = time.monotonic()
-        KINDS[item.type].down(item.inputs, self._context(item.name))
+        KINDS[item.type].down(item.inputs, self._context(item.name, item.type, item.provider))
         seconds = round(time.monotonic() - started, 3)
         self._emit("resource", type=item.type, name=item.name, urn=item.urn, seconds=seconds)
 
     def _by_urn(self, urn: str) -> _Done:
         return next(item for item in self._done if item.urn == urn)
 
-    def _context(self, name: str) -> Context:
-        return Context(self._root, name, lambda text: self._emit("line", text=f"{name}: {text}"))
+    def _context(
+        self, name: str, kind: str, provider: str, ignore_changes: frozenset[str] = frozenset()
+    ) -> Context:
+        """Gather what an act needs; ``provider`` is a reference, ``<urn>::<id>``, or empty for the default one."""
+        package = kind.partition(":")[0]
+        inputs = self._providers.get(provider.rpartition("::")[0])
+        if inputs is None:
+            prefix = f"{package}:"
+            inputs = {
+                key.removeprefix(prefix): value
+                for key, value in self._config.items()
+                if key.startswith(prefix)
+            }
+        return Context(
+            self._root,
+            name,
+            lambda text: self._emit("line", text=f"{name}: {text}"),
+            self._later.append,
+            inputs,
+            ignore_changes,
+        )
 
     def _begin(self) -> None:
         with self._state:

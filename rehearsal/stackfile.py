@@ -13,6 +13,7 @@ import yaml
 from rehearsal.errors import RehearsalError
 
 ALTERNATIVES: Mapping[str, tuple[str, str]] = {
+    "gitlabToken": ("GITLAB_TOKEN", ""),
     "registryPassword": ("CI_REGISTRY_PASSWORD", " or the setting registryPasswordFile"),
     "pullPassword": ("CI_DEPLOY_PASSWORD", ""),
     "serverPassword": ("DEPLOYMENT_SERVER_PASS", ""),

@@ -23,6 +23,7 @@ class Declared:
     depends_on: list[str] = field(default_factory=list)
     ignore_changes: list[str] = field(default_factory=list)
     delete_before_replace: bool = False
+    import_id: str = ""
 
     def is_secret(self, key: str) -> bool:
         value = self.inputs[key]
@@ -64,6 +65,7 @@ class _Monitor(mocks.MockMonitor):
                     sorted(request.dependencies),
                     list(request.ignoreChanges),
                     request.deleteBeforeReplace,
+                    request.importId,
                 )
             )
         return super().RegisterResource(request)  # type: ignore[no-untyped-call]

@@ -1,0 +1,121 @@
+"""Is GitLab there, and may the token do it: each answer a sentence that names the key at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from components import gitlab_access
+from components.errors import EsteiraError
+from components.gitlab_access import check_access
+from components.settings import GitlabStack, load_stack
+from rehearsal.gitlab import Fault, StandIn
+
+
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let python-gitlab not wait between two tries."""
+    monkeypatch.setattr("gitlab.utils.time", SimpleNamespace(sleep=lambda _: None))
+
+
+@pytest.fixture
+def gitlab(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """Start a stand-in with one project."""
+    _impatient(monkeypatch)
+    with StandIn() as running:
+        running.project("group/parasite")
+        yield running
+
+
+def stack(gitlab: StandIn | None, token: str = "", root: Path = Path("/nowhere"), **more: Any) -> GitlabStack:
+    if gitlab is not None:
+        more.setdefault("baseUrl", gitlab.base_url)
+        token = token or gitlab.token
+    loaded = load_stack(
+        {
+            "registry": "registry.example.com",
+            "repository": "group/parasite",
+            "gitlab": {"project": "group/parasite", **more},
+            "gitlabToken": token or "MARKER-token",
+        },
+        frozenset({"gitlabToken"}),
+        project="esteira",
+        stack="gitlab",
+        root=root,
+        environ={},
+    )
+    assert isinstance(loaded, GitlabStack)
+    return loaded
+
+
+def refusal(given: GitlabStack) -> str:
+    with pytest.raises(EsteiraError) as caught:
+        check_access(given)
+    assert given.gitlab_token is not None
+    assert given.gitlab_token.get_secret_value() not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_maintainers_token_will_do(gitlab: StandIn) -> None:
+    check_access(stack(gitlab))
+    assert len(gitlab.exchanges) == 3
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"scopes": ["read_user"]}, "needs api"),
+        ({"scopes": ["read_api"], "role": 30}, "Maintainer"),
+        ({"role": 30}, "needs the role Maintainer"),
+        ({"expired": True}, "it has expired"),
+        ({"revoked": True}, "it was revoked"),
+    ],
+)
+def test_a_token_that_is_not_enough(gitlab: StandIn, how: dict[str, Any], says: str) -> None:
+    sentence = refusal(stack(gitlab, gitlab.new_token("small", **how)))
+    assert says in sentence
+    assert "esteira:gitlabToken (Pulumi.gitlab.yaml)" in sentence
+
+
+def test_an_unknown_token(gitlab: StandIn) -> None:
+    assert "not known there" in refusal(stack(gitlab, "glpat-MARKER"))
+
+
+def test_an_unknown_project(gitlab: StandIn) -> None:
+    assert "has no project group/other" in refusal(stack(gitlab, project="group/other"))
+
+
+def test_a_token_that_expires_in_the_middle(gitlab: StandIn) -> None:
+    assert "expired" in refusal(stack(gitlab, gitlab.new_token("short", lives=2)))
+
+
+@pytest.mark.parametrize("trouble", ["1+2:503", "2:429:1", "1:502"])
+def test_what_passes_is_waited_for(gitlab: StandIn, trouble: str) -> None:
+    gitlab.faults.order(Fault.parse(trouble))
+    check_access(stack(gitlab))
+
+
+def test_a_fault_of_gitlabs_own(gitlab: StandIn) -> None:
+    gitlab.faults.order(Fault.parse("*:500"))
+    assert "fault of its own (500)" in refusal(stack(gitlab))
+
+
+def test_no_answer(gitlab: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gitlab_access, "TIMEOUT", 0.3)
+    monkeypatch.setattr(gitlab_access, "RETRIES", 0)
+    gitlab.faults.order(Fault("timeout", seconds=2))
+    assert "does not answer" in refusal(stack(gitlab))
+
+
+def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    _impatient(monkeypatch)
+    assert "cannot be reached" in refusal(stack(None, baseUrl="http://127.0.0.1:9"))
+
+
+def test_no_certificate(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("no")
+    assert "caFile) cannot be read" in refusal(stack(None, root=tmp_path, caFile="none.pem"))
+    assert "no certificate" in refusal(stack(None, root=tmp_path, caFile="ca.pem"))
