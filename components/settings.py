@@ -407,7 +407,7 @@ class HealthSettings(_Model):
     port: Annotated[int | None, BeforeValidator(rule.maybe(rule.number(1, 65535, "The port")))] = _key(
         "Port in the container to ask; that of the first published port by default.", "port", 8000, None
     )
-    interval: SomeSeconds = _key("Time between two probes.", "duration", "1s", 1.0, shown="`1s`")
+    interval: SomeSeconds = _key("Time between two probes.", "duration", "0.2s", 0.2, shown="`0.2s`")
     timeout: SomeSeconds = _key("Most time for one answer.", "duration", "5s", 5.0, shown="`5s`")
     retries: Annotated[int, BeforeValidator(rule.number(1, 1000, "The number of retries"))] = _key(
         "Probes in a row that may fail after the start period.", "number", 10, 10

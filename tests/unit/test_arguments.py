@@ -76,7 +76,7 @@ class TestSnapshot:
             ("health.status", "200"),
             ("health.scheme", "http"),
             ("health.port", "8000"),
-            ("health.interval", "1"),
+            ("health.interval", "0.2"),
             ("health.timeout", "5"),
             ("health.retries", "10"),
             ("health.startPeriod", "30"),
@@ -282,7 +282,7 @@ class TestHealth:
         found = {
             key.removeprefix("health."): value for key, value in health_values(settings(("health", health)))
         }
-        times = {"interval": "1", "timeout": "5", "retries": "10", "startPeriod": "30"}
+        times = {"interval": "0.2", "timeout": "5", "retries": "10", "startPeriod": "30"}
         if "path" in expected:
             expected = {**expected, "scheme": "http"}
         assert found == {**expected, **times}
