@@ -1201,13 +1201,13 @@ WRONG = (
         (("health/interval", 0),),
         "health.interval",
         "The duration must be longer than 0.",
-        ("esteira:health:", "  interval: 0.2s"),
+        ("esteira:health:", '  interval: "0.2s"'),
     ),
     Wrong(
         (("health/interval", "1 second"),),
         "health.interval",
         '"1 second" is not a duration: write seconds, or text such as "500ms", "2s", "1m".',
-        ("esteira:health:", "  interval: 0.2s"),
+        ("esteira:health:", '  interval: "0.2s"'),
     ),
     Wrong(
         (("health/timeout", "0ms"),),
