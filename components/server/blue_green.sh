@@ -11,6 +11,10 @@ look_around_slots() {
   enter_edge || return 0
   slot_holder "$active"
   if [ -n "$holder_id" ] && [ "$holder_id" != "$serving_id" ]; then
+    # The name follows when a release has proven itself. A run was cut off before that: while what has the name still
+    # runs, that is what serves, and the new release has to prove itself again.
+    [ "$serving_state" = running ] && in_slot "$serving_id" "$(other_slot "$active")" &&
+      point_edge "$(other_slot "$active")" && return 0
     serving_id=$holder_id
     # shellcheck disable=SC2046 # three words
     set -- $(docker inspect --format '{{index .Config.Labels "esteira.release"}} {{index .Config.Labels "esteira.commit"}} {{.HostConfig.RestartPolicy.Name}}' "$serving_id")
@@ -41,7 +45,7 @@ prepare_candidate() {
   look_around_slots
   if [ -n "$active" ] && [ -n "$declared_id" ] && [ "$declared_id" = "$serving_id" ] && in_slot "$serving_id" "$active"; then
     unchanged=yes
-    [ "$declared_state" = running ] || restart_serving
+    [ "$declared_state $declared_name" = "running $name" ] || prove_serving
     say "unchanged: $name runs commit $short_commit"
     return 0
   fi
@@ -132,9 +136,9 @@ $releases
 END
 }
 
-# The declared release is the serving one, but somebody stopped it.
-restart_serving() {
-  say "the serving release was $declared_state: starting it"
+# The declared release is the serving one, but somebody stopped it, or a run was cut off before it had its name.
+prove_serving() {
+  [ "$declared_state" = running ] || say "the serving release was $declared_state: starting it"
   candidate_id=$serving_id candidate_name=$name probe_address=$name-$active
   prepare_gate "$network"
   start_container "$serving_id" || fail "Release $short_commit does not start on server $server: $(docker_said)"

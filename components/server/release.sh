@@ -29,7 +29,7 @@ look_around() {
   done <<END
 $releases
 END
-  serving_id=
+  serving_id='' serving_state=''
   # shellcheck disable=SC2046 # a fixed number of words, none of them with blanks
   set -- $(docker container inspect --format \
     '{{.Id}} {{.State.Status}} {{with index .Config.Labels "esteira.owner"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.release"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "com.docker.compose.project"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.commit"}}{{.}}{{else}}-{{end}} {{.HostConfig.RestartPolicy.Name}}' "$name" 2>/dev/null)

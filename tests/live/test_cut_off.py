@@ -10,16 +10,18 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import paramiko
 import pytest
 
 from tests.live.driving import PORT, Application, Images, Prober, Release, shown
+from tests.live.machines import wait_for
 
 FULL = os.environ.get("ESTEIRA_LIVE_FULL") == "1"
 SEED = os.environ.get("ESTEIRA_LIVE_SEED") or str(random.randrange(10**6))
-SAMPLE = 12
+SAMPLE = 5
 """Cut-offs of each kind of deployment in a run that is not the whole matrix."""
 WAYS = ("before", "during", "after")
 
@@ -159,7 +161,57 @@ def cut(scenario: Scenario, number: int, how: str, wait: float) -> str:
     return ""
 
 
-def one_case(scenario: Scenario, number: int, how: str, following: str, wait: float) -> tuple[str, list[str]]:
+def lose(scenario: Scenario, number: int, how: str, _wait: float) -> str:
+    """Deploy and lose the client at the ``number``-th docker command; at which it was, empty if it ended before."""
+    app = scenario.app
+    assert scenario.target is not None
+    lost = lose_pipe if how == "pipe" else lose_ssh
+    with app.cut(number, "hold") as at:
+        return next(
+            (at() for phase in app.phases(scenario.target) if lost(app, phase, scenario.target, at)), ""
+        )
+
+
+def lose_pipe(app: Application, phase: str, release: Release, at: Callable[[], str]) -> bool:
+    """Read no more of what the run says."""
+    process = app.start(*app.phase(phase, release))
+    wait_for(lambda: at() or process.poll() is not None, "the docker command", 60)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    app.go_on()
+    process.wait(60)
+    return at() != ""
+
+
+def lose_ssh(app: Application, phase: str, release: Release, at: Callable[[], str]) -> bool:
+    """End the connection without a word."""
+    text, stdin = app.phase(phase, release)
+    with paramiko.SSHClient() as client:
+        client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
+        client.connect(app.machine.host, username="root", password=app.machine.password)
+        to, said, _ = client.exec_command(text)
+        to.write(stdin)
+        to.channel.shutdown_write()
+        wait_for(lambda: at() or said.channel.exit_status_ready(), "the docker command", 60)
+        transport = client.get_transport()
+        assert transport is not None
+        transport.sock.close()
+    app.go_on()
+    wait_for(lambda: not any(app.held(lock) for lock in app.locks()), "the end of the lost run", 60)
+    return at() != ""
+
+
+def one_case(
+    scenario: Scenario,
+    number: int,
+    how: str,
+    following: str,
+    *,
+    wait: float,
+    end: Callable[[Scenario, int, str, float], str] = cut,
+) -> tuple[str, list[str]]:
     """Cut off, look, run the next one; (docker command at which it was cut off, what is wrong)."""
     app = scenario.app
     scenario.prepare()
@@ -167,7 +219,7 @@ def one_case(scenario: Scenario, number: int, how: str, following: str, wait: fl
     assert target is not None
     wrong: list[str] = []
     with Prober(app.machine.host) as prober:
-        at = cut(scenario, number, how, wait)
+        at = end(scenario, number, how, wait)
         time.sleep(0.1)
         following_release = target if following == "same" or before is None else before
         said = scenario.deploy(following_release)
@@ -188,22 +240,45 @@ def one_case(scenario: Scenario, number: int, how: str, following: str, wait: fl
     return at, wrong
 
 
-def cases(kind: str, count: int) -> Iterator[tuple[int, str, str, float]]:
+def cases(kind: str, count: int, ways: Sequence[str]) -> Iterator[tuple[int, str, str, float]]:
     """Yield (n-th command, how, which run follows, seconds into the command): all, or a sample."""
     chance = random.Random(f"{SEED} {kind}")
     every = [
         # Each command is cut off at least once in front of each of the two runs that may follow.
         (number, how, ("same", "previous")[(place + (number if how == "during" else 0)) % 2])
         for number in range(1, count + 1)
-        for place, how in enumerate(WAYS)
+        for place, how in enumerate(ways)
     ]
-    for number, how, following in every if FULL else chance.sample(every, SAMPLE):
+    for number, how, following in (
+        every if FULL else chance.sample(every, SAMPLE if len(ways) == len(WAYS) else 4)
+    ):
         yield number, how, following, chance.choice((0.005, 0.02, 0.05))
 
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed(kind: str, app: Application, app_images: Images, record: Callable[[str], None]) -> None:
+    """The whole session, at each docker command."""
+    run_all(kind, app, app_images, record, ways=WAYS, end=cut)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["first", "update", "rollback", "failing"])
+def test_client_lost(kind: str, app: Application, app_images: Images, record: Callable[[str], None]) -> None:
+    """The program goes on to a good end, or undoes what it did, and then ends."""
+    run_all(kind, app, app_images, record, ways=("pipe", "ssh"), end=lose)
+
+
+def run_all(
+    kind: str,
+    app: Application,
+    app_images: Images,
+    record: Callable[[str], None],
+    *,
+    ways: Sequence[str],
+    end: Callable[[Scenario, int, str, float], str],
+) -> None:
+    """Run the cases of one kind of deployment, and report them together."""
     app.values["preDeploy"] = "true"
     scenario = KINDS[kind](app, app_images)
     scenario.prepare()
@@ -216,8 +291,8 @@ def test_killed(kind: str, app: Application, app_images: Images, record: Callabl
         scenario.settled_on(scenario.target)
     failed, done = [], 0
     started = time.monotonic()
-    for number, how, following, wait in cases(kind, count):
-        at, wrong = one_case(scenario, number, how, following, wait)
+    for number, how, following, wait in cases(f"{kind} {ways}", count, ways):
+        at, wrong = one_case(scenario, number, how, following, wait=wait, end=end)
         done += 1
         if wrong:
             told = f"{how} command {number} (docker {at[:90]}), then the {following} commit: " + "; ".join(
@@ -226,11 +301,10 @@ def test_killed(kind: str, app: Application, app_images: Images, record: Callabl
             failed.append(told)
             print(told, flush=True)
             scenario.again()
-    all_of_them = (
-        f"all {done}" if FULL else f"{done} of {3 * count} (seed {SEED}; ESTEIRA_LIVE_FULL=1 for all)"
-    )
+    every = len(ways) * count
+    told = f"all {done}" if FULL else f"{done} of {every} (seed {SEED}; ESTEIRA_LIVE_FULL=1 for all)"
     record(
-        f"{kind}: killed at {all_of_them} places of {count} docker commands, {len(failed)} with a fault, "
+        f"{kind}, {'/'.join(ways)}: cut off at {told} places of {count} docker commands, {len(failed)} with a fault, "
         f"{time.monotonic() - started:.0f} s"
     )
     assert not failed, "\n".join(failed)

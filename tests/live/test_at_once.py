@@ -1,0 +1,148 @@
+"""Several runs at once, by several users and shells: one after the other, the last one wins."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.live.driving import NAME, PORT, Application, Images, Prober, Release, shown
+from tests.live.machines import wait_for
+
+ROUNDS = 20
+
+
+@pytest.mark.timeout(900)
+def test_two_at_once_twenty_times(
+    app: Application, app_images: Images, record: Callable[[str], None]
+) -> None:
+    first = Release(app_images.make())
+    app.up(first)
+    winners = []
+    started = time.monotonic()
+    with Prober(app.machine.host) as prober, ThreadPoolExecutor() as pool:
+        for number in range(ROUNDS):
+            # Sometimes one of the two is on the server already.
+            pair = [Release(app_images.make()), Release(app_images.make()) if number % 3 else first]
+
+            def deploy(release: Release) -> tuple[Release, float]:
+                done = app.deploy(release)
+                assert done[-1].status == 0, shown(done)
+                return release, time.monotonic()
+
+            ended = list(pool.map(deploy, pair))
+            last = max(ended, key=lambda one: one[1])[0]
+            app.expect_settled(last)
+            winners.append(pair.index(last))
+            first = last
+    prober.expect_no_failure()
+    record(
+        f"two deployments at once, {ROUNDS} times: {winners.count(0)} and {winners.count(1)} times the last, "
+        f"0 of {prober.asked} requests failed, {time.monotonic() - started:.0f} s"
+    )
+
+
+class TestLock:
+    """One lock for all users of a daemon, which says who holds it and dies with its holder."""
+
+    def test_who_holds_it_is_said_and_a_killed_holder_frees_it(
+        self, app: Application, app_images: Images
+    ) -> None:
+        first, second = Release(app_images.make()), Release(app_images.make())
+        app.up(first)
+        app.values["lockTimeout"] = 1
+        with app.cut(8, "hold") as at:
+            running = app.begin("candidate", second)
+            wait_for(at, "the holder")
+            # Nobody else's command is held.
+            app.machine.path("run/cut").unlink()
+            app.up_fails(
+                first, "held server one for more than 1 s", "driven/live/parasite by root", "process"
+            )
+            # Reading waits for nobody.
+            assert app.difference(first) is None
+            os.killpg(running.process.pid, signal.SIGKILL)
+            time.sleep(0.1)
+            app.up(first)
+        app.go_on()
+        app.expect_settled(first)
+
+    def test_users_share_it(self, app: Application, app_images: Images) -> None:
+        first, second, third = (Release(app_images.make()) for _ in range(3))
+        group_of_docker(app, "powerless")
+        app.up(first)
+        app.up(second, user="powerless")
+        app.expect_settled(second)
+        app.values["servers"][0] |= {"user": "deploy", "sudo": True}
+        app.up(first, user="deploy")
+        app.expect_settled(first)
+        app.values["servers"][0] |= {"user": "root", "sudo": False}
+        with app.cut(8, "hold") as at:
+            holder = app.begin("candidate", second)
+            wait_for(at, "the holder")
+            app.machine.path("run/cut").unlink()
+            member = app.begin("candidate", third, user="powerless")
+            member.wait_for("waiting for the lock of server one, held by driven/live/parasite by root")
+            app.values["servers"][0] |= {"user": "deploy", "sudo": True}
+            sudoer = app.begin("switch", third, user="deploy")
+            sudoer.wait_for("waiting for the lock")
+            time.sleep(0.3)
+            assert member.process.poll() is None
+            app.go_on()
+            for running in (holder, member, sudoer):
+                done = running.end()
+                assert done.status == 0, done.shown
+        app.values["servers"][0] |= {"user": "root", "sudo": False}
+        app.up(third)
+        app.expect_settled(third)
+
+
+def group_of_docker(app: Application, user: str) -> None:
+    """Let a user use the machine's Docker."""
+    group = app.machine.path("etc/group")
+    lines = [line for line in group.read_text().splitlines() if not line.startswith("docker:")]
+    group.write_text("\n".join([*lines, f"docker:x:4300:{user}", ""]))
+    app.machine.sh("chgrp 4300 /run/docker.sock; chmod 660 /run/docker.sock")
+
+
+SHELLS = {
+    "dash": "exec /usr/bin/dash",
+    "bash": "exec /usr/bin/bash --posix",
+    "busybox": "exec /usr/bin/busybox sh",
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_shells(app: Application, app_images: Images, shell: str) -> None:
+    if not Path(f"/usr/bin/{shell}").exists():
+        pytest.skip(f"there is no {shell} on this machine")
+    folder = app.machine.path(f"run/shell-{shell}")
+    folder.mkdir(exist_ok=True)
+    (folder / "sh").write_text(f'#!/bin/dash\n{SHELLS[shell]} "$@"\n')
+    (folder / "sh").chmod(0o755)
+    how = {"programs": f"/run/shell-{shell}"}
+    first, second = Release(app_images.make()), Release(app_images.make())
+    app.values |= {
+        "preDeploy": ["sh", "-c", "echo 'it''s \"here\"'"],
+        "secretEnvironment": {"TOKEN": "a 'b'\n$c"},
+    }
+    app.values["secretFiles"] = {"/etc/token": "a 'b'\n$c"}
+    app.up(first, **how)
+    with Prober(app.machine.host) as prober:
+        app.up(second, **how)
+        app.up_fails(Release(app_images.make(), knobs={"health_status": 500}), "HTTP 500", **how)
+        app.up_fails(Release(app_images.make(), knobs={"sick_after": 1}), "points back", **how)
+        app.up(first, **how)
+    prober.expect_no_failure()
+    app.expect_settled(first)
+    assert app.machine.answers(PORT, "/file/etc/token") == app.machine.answers(PORT, "/environment/TOKEN")
+    app.values["strategy"] = "recreate"
+    app.up(second, **how)
+    assert app.run("remove", first, **how).status == 0
+    assert app.machine.containers() == []
+    assert NAME not in app.machine.docker("network", "ls")
