@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 from pulumi import automation
 
-from tests.live.machines import Machine
+from tests.live.machines import Machine, _descendants
 from tests.live.project import PORT, REPOSITORY, Project
 from tests.live.registry import Registry
 
@@ -224,7 +225,10 @@ class Stack(Project):
 
     def kill(self, process: subprocess.Popen[str]) -> None:
         """Kill the CLI and all that it has started, as a lost workstation would."""
-        os.killpg(process.pid, signal.SIGKILL)
+        # Its plugins are in groups of their own, and one of them would stay for ever.
+        for pid in [process.pid, *_descendants({process.pid})]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.communicate()
         self.automation.cancel()
 
