@@ -17,7 +17,7 @@ list_releases() {
 }
 
 # Sets declared_id, declared_state, declared_name (the container of the declared release, if there is one) and serving_id,
-# serving_release (the container that has the serving name, whoever made it).
+# serving_state, serving_release (the container that has the serving name, whoever made it).
 look_around() {
   declared_id=
   [ -n "$just_listed" ] || releases=$(list_releases)
@@ -34,7 +34,7 @@ END
   set -- $(docker container inspect --format \
     '{{.Id}} {{.State.Status}} {{with index .Config.Labels "esteira.owner"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.release"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "com.docker.compose.project"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.commit"}}{{.}}{{else}}-{{end}} {{.HostConfig.RestartPolicy.Name}}' "$name" 2>/dev/null)
   [ $# -gt 0 ] || return 0
-  serving_id=$1 serving_release=$4 serving_commit=$6 serving_restart=$7
+  serving_id=$1 serving_state=$2 serving_release=$4 serving_commit=$6 serving_restart=$7
   if [ "$5" != - ]; then
     fail "The container $name on server $server belongs to the docker compose project $5, which would start it again. Stop it there first (docker compose down), or set another container.name."
   fi
