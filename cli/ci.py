@@ -58,8 +58,9 @@ def up(root: Path, stack: str, command: str = "pulumi") -> int:
     environment = {**os.environ, "PULUMI_DEBUG_COMMANDS": "true"}  # without it the CLI knows no --event-log
     line = [command, "up", "--stack", stack, "--yes", "--non-interactive", "--event-log", str(log)]
     note.touch()
-    process = subprocess.Popen(line, cwd=root, env=environment)
-    with _passing_on_signals(process):
+    with _passing_on_signals() as started:
+        process = subprocess.Popen(line, cwd=root, env=environment)
+        started.append(process)
         status = process.wait()
     if status >= 0:
         note.unlink()
@@ -68,15 +69,21 @@ def up(root: Path, stack: str, command: str = "pulumi") -> int:
 
 
 @contextmanager
-def _passing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass on the signals that cancel a job as the one that Pulumi stops in order for."""
+def _passing_on_signals() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Pass on the signals that cancel a job, to what is in the list, as the one that Pulumi stops in order for.
+
+    The handlers are there before the process starts: a signal that has a handler is one that a child does not ignore,
+    even where this job's shell runs with SIGINT ignored, as in the background.
+    """
+    started: list[subprocess.Popen[bytes]] = []
 
     def pass_on(*_: object) -> None:
-        process.send_signal(signal.SIGINT)
+        for process in started:
+            process.send_signal(signal.SIGINT)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield started
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
