@@ -8,6 +8,7 @@ Without it pytest looks itself.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,11 @@ from cli import engine
 
 # The servers and the registry: one room for both layers that need it.
 pytest_plugins = ["tests.live.parts"]
+
+# Tests interrupt what they start, as Ctrl-C does. A shell's background job has SIGINT ignored, and so would everything
+# that is started from here; what has a handler instead is reset to its default in a child.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FOLDER = Path(__file__).parent
 LAYERS = ("unit", "live", "engine")

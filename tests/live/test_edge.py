@@ -104,7 +104,8 @@ class TestTheEdgeItself:
     def test_before_a_release_serves_it_says_so(self, behind: Project, one: Machine) -> None:
         behind.up().expect_good()
         one.docker("stop", "--time", "0", "parasite")
-        status, text = one.http_get(PORT)
+        # An application that does not run has no name either, and a name server that is away takes its time to say so.
+        status, text = one.http_get(PORT, timeout=20)
         assert (status, text) == (503, "No release of parasite is serving.")
         behind.up().expect_good()
         assert f"commit {behind.head}" in str(one.answers(PORT))
