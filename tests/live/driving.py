@@ -413,7 +413,10 @@ class Application:
             if serving["Labels"].get("esteira.commit") != release.commit or serving["Image"] != release.image:
                 wrong.append(f"{NAME} is commit {serving['Labels'].get('esteira.commit')}")
         networks = {one["Name"] for one in self.engine.ask("GET", "/networks")} - {"bridge", "host", "none"}
-        if networks != ({f"esteira-{NAME}"} if blue_green else set()):
+        # Releases that are kept from the other strategy are still on its network.
+        kept = {name for one in containers.values() for name in one["NetworkSettings"]["Networks"]}
+        own = {f"esteira-{NAME}"}
+        if networks != (own if blue_green else own & kept):
             wrong.append(f"networks {networks}")
         volumes = {one["Name"] for one in self.engine.ask("GET", "/volumes")["Volumes"] or []}
         if volumes != ({f"{NAME}-edge", f"{NAME}-edge-data"} if blue_green else set()):
@@ -462,8 +465,10 @@ class Application:
 
     def expect_settled(self, release: Release) -> None:
         """Check that the machine is as declared, and nothing is left over."""
-        assert self.leftovers(release) == []
-        assert self.difference(release) is None
+        wrong = self.leftovers(release)
+        assert wrong == [], wrong
+        difference = self.difference(release)
+        assert difference is None, difference
         assert f"commit {release.commit} " in str(self.machine.answers(PORT))
 
     # Cutting off.
