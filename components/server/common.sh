@@ -100,6 +100,10 @@ await_daemon() {
 # Sets run_directory: one folder for all users, since there is one lock per daemon. It is no sticky folder, because the
 # kernel's protected_regular would then refuse the file to its second user.
 choose_run_directory() {
+  # What is there is used, so that who comes first, root or not, decides for all.
+  for run_directory in /run/lock/esteira /tmp/esteira; do
+    [ -d "$run_directory" ] && [ -w "$run_directory" ] && return 0
+  done
   for run_directory in /run/lock/esteira /tmp/esteira; do
     # shellcheck disable=SC2174 # only the last folder is made
     mkdir -m 0777 "$run_directory" 2>/dev/null && chmod 0777 "$run_directory" 2>/dev/null
@@ -114,22 +118,26 @@ take_lock() {
     fail "flock is missing on server $server. Install it there, as root: apt-get install util-linux"
   choose_run_directory
   lock=$run_directory/$daemon.lock
-  [ -e "$lock" ] || (umask 0 && : >"$lock")
+  [ -e "$lock" ] || (set -C && umask 0 && : >"$lock") 2>/dev/null
   exec 9<"$lock" || fail "The lock $lock on server $server cannot be opened. Check its permissions."
   if ! flock -n 9; then
     say "waiting for the lock of server $server, held by $(lock_holder)"
     flock -w "$lock_timeout" 9 ||
       fail "Another deployment has held server $server for more than $lock_timeout s: $(lock_holder). Wait for it or stop it, then try again."
   fi
-  printf '%s, process %s, since %s\n' "$operator" $$ "$(date -u '+%Y-%m-%d %H:%M:%S UTC')" >"$lock.holder.$$" 2>/dev/null &&
-    mv -f "$lock.holder.$$" "$lock.holder" 2>/dev/null
+  note "$lock.holder" "$operator, process $$, since $(date -u '+%Y-%m-%d %H:%M:%S UTC')"
+}
+
+# Writes the line $2 to file $1 by rename. The folder is everybody's: noclobber makes the new file anew, so that a link which
+# somebody else has put there is not written through.
+note() {
+  (set -C && umask 022 && printf '%s\n' "$2" >"$1.$$") 2>/dev/null && mv -f "$1.$$" "$1" 2>/dev/null
 }
 
 # Leaves this run's mark. The timer of an earlier run that finds another one's has nothing left to do.
 mark_run() {
   read_clock && run_mark=$$.$now
-  printf '%s\n' "$run_mark" >"$run_directory/$daemon.$name.run.$$" 2>/dev/null &&
-    mv -f "$run_directory/$daemon.$name.run.$$" "$run_directory/$daemon.$name.run" 2>/dev/null
+  note "$run_directory/$daemon.$name.run" "$run_mark"
 }
 
 # Whether no run of this application has begun since this one did.

@@ -4,7 +4,7 @@
 # and then removed by the old one in the same run: that must not take down what serves.
 remember_server_name() {
   set_name_file
-  printf '%s\n' "$server" >"$name_file.$$" 2>/dev/null && mv -f "$name_file.$$" "$name_file" 2>/dev/null
+  note "$name_file" "$server"
 }
 
 # Sets name_file. It may go with a restart of the machine: it is needed from a deployment to the end of that run.

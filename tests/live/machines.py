@@ -379,7 +379,8 @@ class Machine:
         if gone - kept:
             self.docker("rmi", "-f", *sorted(gone - kept))
         self.sh(
-            "rm -rf /var/lib/esteira* /run/esteira* /run/lock/esteira* /root/.docker /home/*/.docker; : > /run/sshd.log"
+            "rm -rf /var/lib/esteira* /run/esteira* /run/lock/esteira* /tmp/esteira* /root/.docker /home/*/.docker; "
+            ": > /run/sshd.log"
         )
         self.forget_calls()
 

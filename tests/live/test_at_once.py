@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,11 +72,10 @@ class TestLock:
         app.go_on()
         app.expect_settled(first)
 
-    def test_users_share_it(self, app: Application, app_images: Images) -> None:
+    def test_users_share_it(self, app: Application, app_images: Images, member: str) -> None:
         first, second, third = (Release(app_images.make()) for _ in range(3))
-        group_of_docker(app, "powerless")
         app.up(first)
-        app.up(second, user="powerless")
+        app.up(second, user=member)
         app.expect_settled(second)
         app.values["servers"][0] |= {"user": "deploy", "sudo": True}
         app.up(first, user="deploy")
@@ -86,15 +85,15 @@ class TestLock:
             holder = app.begin("candidate", second)
             wait_for(at, "the holder")
             app.machine.path("run/cut").unlink()
-            member = app.begin("candidate", third, user="powerless")
-            member.wait_for("waiting for the lock of server one, held by driven/live/parasite by root")
+            in_group = app.begin("candidate", third, user=member)
+            in_group.wait_for("waiting for the lock of server one, held by driven/live/parasite by root")
             app.values["servers"][0] |= {"user": "deploy", "sudo": True}
             sudoer = app.begin("switch", third, user="deploy")
             sudoer.wait_for("waiting for the lock")
             time.sleep(0.3)
-            assert member.process.poll() is None
+            assert in_group.process.poll() is None
             app.go_on()
-            for running in (holder, member, sudoer):
+            for running in (holder, in_group, sudoer):
                 done = running.end()
                 assert done.status == 0, done.shown
         app.values["servers"][0] |= {"user": "root", "sudo": False}
@@ -102,12 +101,17 @@ class TestLock:
         app.expect_settled(third)
 
 
-def group_of_docker(app: Application, user: str) -> None:
-    """Let a user use the machine's Docker."""
-    group = app.machine.path("etc/group")
-    lines = [line for line in group.read_text().splitlines() if not line.startswith("docker:")]
+@pytest.fixture
+def member(app: Application) -> Iterator[str]:
+    """Give a user who may use the machine's Docker for this test."""
+    user, group = "powerless", app.machine.path("etc/group")
+    before = group.read_text()
+    lines = [line for line in before.splitlines() if not line.startswith("docker:")]
     group.write_text("\n".join([*lines, f"docker:x:4300:{user}", ""]))
     app.machine.sh("chgrp 4300 /run/docker.sock; chmod 660 /run/docker.sock")
+    yield user
+    group.write_text(before)
+    app.machine.sh("chgrp 0 /run/docker.sock; chmod 600 /run/docker.sock")
 
 
 SHELLS = {
