@@ -13,8 +13,6 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -79,7 +77,6 @@ class Place:
         self.boot, self.grace = boot, grace
         self.name = f"{registry.address}/{REPOSITORY}"
         self._releases = 0
-        self._folder = builder.folder
         self._context = builder.folder / "bench-app"
         if not self._context.exists():
             shutil.copytree(Path(__file__).parent / "app", self._context)
@@ -101,20 +98,6 @@ class Place:
         """End the registry; the machines are the room's."""
         self.registry.stop()
 
-    @contextmanager
-    def _logged_in(self) -> Iterator[None]:
-        config = self._folder / "bench-login"
-        before, self.builder.environment = self.builder.environment, {"DOCKER_CONFIG": str(config)}
-        try:
-            user, password = self.registry.user, self.registry.password
-            self.builder.docker(
-                "login", "-u", user, "--password-stdin", self.registry.address, stdin=password
-            )
-            yield
-        finally:
-            self.builder.environment = before
-            shutil.rmtree(config, ignore_errors=True)
-
     def release(self, number: int | None = None) -> Release:
         """Build a release and push it under its number."""
         self._releases = number = number if number is not None else self._releases + 1
@@ -127,7 +110,7 @@ class Place:
         arguments = [word for key, value in knobs.items() for word in ("--build-arg", f"{key}={value}")]
         tag = f"release-{number}"
         self.builder.docker("build", "-q", *arguments, "-t", f"{self.name}:{tag}", str(self._context))
-        with self._logged_in():
+        with self.registry.logged_in(self.builder):
             self.builder.docker("push", f"{self.name}:{tag}")
         digest = self.registry.digest(REPOSITORY, tag)
         assert digest is not None
@@ -136,7 +119,7 @@ class Place:
     def make_latest(self, release: Release) -> None:
         """Push a release as ``latest`` too, as the procedure's pipeline does."""
         self.builder.docker("tag", f"{self.name}:{release.tag}", f"{self.name}:{LATEST}")
-        with self._logged_in():
+        with self.registry.logged_in(self.builder):
             self.builder.docker("push", f"{self.name}:{LATEST}")
 
     def clear(self) -> None:

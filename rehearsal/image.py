@@ -25,6 +25,8 @@ _NOISE = re.compile(r"\s*|#\d+ sha256:[0-9a-f]{64}")
 _DIGEST = re.compile(r"digest: (sha256:[0-9a-f]{64})")
 _OWN_VARIABLES = re.compile(r"DOCKER_|BUILDX_|BUILDKIT_|PATH$|HOME$|TMPDIR$|LD_|SSL_", re.IGNORECASE)
 """Variables that the client itself listens to; a build argument of such a name goes by argv."""
+_LATE = ("Client.Timeout", "i/o timeout", "TLS handshake timeout", "context deadline exceeded")
+_AGAIN = "The registry has not answered in time: trying once more."
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def build_and_push(inputs: dict[str, Any], context: Context) -> dict[str, Any]:
             )
 
         if registry.get("password"):
-            _log_in(client, registry)
+            _log_in(client, registry, context.line)
         cache = list((build.get("cacheFrom") or {}).get("images") or [])
         if not builder.buildkit:
             # The old builder takes its cache from local images only; one that is not there yet is no error.
@@ -113,6 +115,9 @@ def build_and_push(inputs: dict[str, Any], context: Context) -> dict[str, Any]:
                 context.line(line)
 
         pushed = client("push", name, show=show)
+        if pushed.status != 0 and is_late(pushed.tail):
+            context.line(_AGAIN)
+            pushed = client("push", name, show=show)
         if pushed.status != 0:
             raise RehearsalError(f"{context.name}: the push of {name} failed.\n{pushed.tail}")
     found = _DIGEST.search(pushed.stdout)
@@ -231,22 +236,26 @@ def _client_environment(builder: Builder, registry: Mapping[str, Any]) -> Iterat
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def is_late(said: str) -> bool:
+    """Tell whether docker failed because an answer came too late: that alone may be another at the next try."""
+    return any(words in said for words in _LATE)
+
+
 def _server(registry: Mapping[str, Any]) -> str:
     server: str = registry.get("server") or ""
     return server.removeprefix("https://").removeprefix("http://").rstrip("/")
 
 
-def _log_in(client: Callable[..., processes.Finished], registry: Mapping[str, Any]) -> None:
+def _log_in(
+    client: Callable[..., processes.Finished], registry: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
     server = _server(registry)
     user = registry.get("username") or ""
-    answer = client(
-        "login",
-        "--username",
-        user,
-        "--password-stdin",
-        *([server] if server else []),
-        stdin=registry["password"],
-    )
+    login = ["login", "--username", user, "--password-stdin", *([server] if server else [])]
+    answer = client(*login, stdin=registry["password"])
+    if answer.status != 0 and is_late(answer.stderr):
+        say(_AGAIN)
+        answer = client(*login, stdin=registry["password"])
     if answer.status == 0:
         return
     said = answer.stderr.strip().splitlines()

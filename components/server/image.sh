@@ -52,19 +52,33 @@ fetch_image() {
 pull() {
   config=$passing/docker
   mkdir "$config"
-  if [ -n "$registry_password" ]; then
-    if ! message=$(printf '%s' "$registry_password" |
-      docker --config "$config" login --username "$registry_user" --password-stdin "$registry" 2>&1); then
-      rm -rf "$config"
-      refuse "Server $server cannot log in to registry $registry" "$(last_line "$message")"
-    fi
-  fi
-  if ! message=$(docker --config "$config" pull "$1" 2>&1); then
-    rm -rf "$config"
-    refuse "Server $server cannot pull $1" "$(last_line "$message")"
+  if ! log_in_and_pull "$1" && is_late "$(last_line "$message")"; then
+    say "the registry has not answered in time: trying once more"
+    log_in_and_pull "$1"
   fi
   rm -rf "$config"
+  [ -z "$failed" ] || refuse "$failed" "$(last_line "$message")"
   pulled_layers=$(printf '%s\n' "$message" | grep -c 'Pull complete')
+}
+
+# Logs in where there is a password, and pulls $1. Sets message to what docker said, and failed to what could not be done.
+log_in_and_pull() {
+  failed="Server $server cannot log in to registry $registry"
+  if [ -n "$registry_password" ]; then
+    message=$(printf '%s' "$registry_password" |
+      docker --config "$config" login --username "$registry_user" --password-stdin "$registry" 2>&1) || return 1
+  fi
+  failed="Server $server cannot pull $1"
+  message=$(docker --config "$config" pull "$1" 2>&1) || return 1
+  failed=''
+}
+
+# Says whether docker's message $1 tells of an answer that came too late: that alone may be another at the next try.
+is_late() {
+  case $1 in
+    *"Client.Timeout"* | *"i/o timeout"* | *"TLS handshake timeout"* | *"context deadline exceeded"*) return 0 ;;
+  esac
+  return 1
 }
 
 # Sets image_arch and image_bytes (unpacked). Fails where the image is not here.

@@ -42,7 +42,7 @@ class Stack:
             f"sys.exit(ci.up(Path({str(self.root)!r}), 's'))"
         )
         job = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
-        for _ in range(600):
+        for _ in range(1200):
             if ci._log(self.root, "s").exists():
                 return job
             time.sleep(0.1)
@@ -81,7 +81,7 @@ def test_a_job_that_was_refused_takes_no_lock_away(stack: Stack) -> None:
     holder = subprocess.Popen(
         ["pulumi", "up", "--yes", "--skip-preview", "--stack", "s"], cwd=stack.root, stdout=subprocess.DEVNULL
     )
-    for _ in range(600):
+    for _ in range(1200):
         if (stack.root / "state/.pulumi/locks").exists() and stack.locks():
             break
         time.sleep(0.1)
@@ -91,4 +91,4 @@ def test_a_job_that_was_refused_takes_no_lock_away(stack: Stack) -> None:
     stack.unlock()
     assert stack.locks() == 1
     (stack.root / "go").touch()
-    assert holder.wait(timeout=60) == 0
+    assert holder.wait(timeout=120) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.live import standstill
 from tests.live.driving import Application, Images
 from tests.live.machines import Machine
 from tests.live.project import Project
@@ -43,5 +44,6 @@ def record(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Tell the figures that were seen."""
-    for line in config.stash.get(_SEEN, []):
-        terminalreporter.line(line)
+    for line in [*config.stash.get(_SEEN, []), standstill.report()]:
+        if line:
+            terminalreporter.line(line)

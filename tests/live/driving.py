@@ -86,7 +86,7 @@ class Engine:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    def ask(self, method: str, path: str, timeout: float = 30) -> Any:
+    def ask(self, method: str, path: str, timeout: float = 60) -> Any:
         """Ask; the answer's JSON, or None where there is none."""
         connection = http.client.HTTPConnection("docker", timeout=timeout)
         connection.sock = socket.socket(socket.AF_UNIX)
@@ -128,19 +128,11 @@ class Images:
     def __init__(self, builder: Machine, registry: Registry) -> None:
         self._registry = registry
         self.name = f"{registry.address}/{REPOSITORY}"
-        config = builder.folder / "driven-config"
-        environment, builder.environment = builder.environment, {"DOCKER_CONFIG": str(config)}
-        try:
-            builder.docker(
-                "login", "-u", registry.user, "--password-stdin", registry.address, stdin=registry.password
-            )
-            app = Path(__file__).parent / "app"
-            assert BASE_PYTHON in (app / "Dockerfile").read_text()
-            builder.docker("build", "-q", "-t", f"{self.name}:first", str(app))
+        app = Path(__file__).parent / "app"
+        assert BASE_PYTHON in (app / "Dockerfile").read_text()
+        builder.docker("build", "-q", "-t", f"{self.name}:first", str(app))
+        with registry.logged_in(builder):
             builder.docker("push", "-q", f"{self.name}:first")
-        finally:
-            builder.environment = environment
-            shutil.rmtree(config, ignore_errors=True)
         self._manifest = json.loads(registry.request("GET", f"{REPOSITORY}/manifests/first")[2])
         digest = self._manifest["config"]["digest"]
         self._config = json.loads(self._ask("GET", f"/v2/{REPOSITORY}/blobs/{digest}")[1])
@@ -169,7 +161,7 @@ class Images:
         self, method: str, path: str, body: bytes | None = None, kind: str = ""
     ) -> tuple[dict[str, str], bytes]:
         login = base64.b64encode(f"{self._registry.user}:{self._registry.password}".encode()).decode()
-        connection = http.client.HTTPConnection(self._registry.address, timeout=20)
+        connection = http.client.HTTPConnection(self._registry.address, timeout=60)
         headers = {"Authorization": f"Basic {login}", "Accept": MANIFESTS}
         if kind:
             headers["Content-Type"] = kind
@@ -372,16 +364,10 @@ class Application:
         self, image: str, *options: str, port: int = PORT, commit: str = "0" * 40
     ) -> str:
         """Start a container as the old procedure does; its id."""
-        machine, config = self.machine, self.machine.folder / "procedure-config"
-        before, machine.environment = machine.environment, {"DOCKER_CONFIG": str(config)}
-        try:
-            login = ("login", "-u", self._registry.user, "--password-stdin", self._registry.address)
-            machine.docker(*login, stdin=self._registry.password)
-            told = (f"-p{port}:8000", "--name", NAME, "-e", f"ESTEIRA_COMMIT={commit}")
+        machine = self.machine
+        told = (f"-p{port}:8000", "--name", NAME, "-e", f"ESTEIRA_COMMIT={commit}")
+        with self._registry.logged_in(machine):
             container = machine.docker("run", "-tid", *told, *options, image)
-        finally:
-            machine.environment = before
-            shutil.rmtree(config, ignore_errors=True)
         wait_for(lambda: machine.answers(port), "the procedure's container")
         return container
 
@@ -539,7 +525,7 @@ class Running:
             for line in stream:
                 self.said.append(line.decode("utf-8", "replace"))
 
-    def wait_for(self, words: str, seconds: float = 30) -> None:
+    def wait_for(self, words: str, seconds: float = 60) -> None:
         """Wait until it has said ``words``."""
         wait_for(lambda: any(words in line for line in list(self.said)), f"{words!r} in {self.said}", seconds)
 
@@ -583,7 +569,7 @@ class Prober:
                 self.commits.append(found[1])
 
     def _once(self) -> str:
-        with socket.create_connection(self._where, timeout=10) as connection:
+        with socket.create_connection(self._where, timeout=30) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n")
             said = b""
             while part := connection.recv(65536):

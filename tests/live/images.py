@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cli import images
@@ -46,26 +43,14 @@ def push_base(builder: Machine, registry: Registry) -> None:
     """Load the base image into the builder and push it."""
     load(builder, BASE_PYTHON)
     builder.docker("tag", BASE_PYTHON, base_name(registry))
-    with _logged_in(builder, registry):
+    with registry.logged_in(builder):
         builder.docker("push", base_name(registry))
 
 
 def pull_base(machine: Machine, registry: Registry) -> None:
     """Have a server pull the base image."""
-    with _logged_in(machine, registry):
+    with registry.logged_in(machine):
         machine.docker("pull", "-q", base_name(registry))
-
-
-@contextmanager
-def _logged_in(machine: Machine, registry: Registry) -> Iterator[None]:
-    config = machine.folder / "config"
-    machine.environment = {"DOCKER_CONFIG": str(config)}
-    machine.docker(
-        "login", "-u", registry.user, "--password-stdin", registry.address, stdin=registry.password
-    )
-    yield
-    machine.environment = {}
-    shutil.rmtree(config)
 
 
 def load(machine: Machine, name: str) -> None:

@@ -27,6 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from rehearsal.image import is_late
+from tests.live.standstill import usable_time
+
 ROOM = int(os.environ.get("ESTEIRA_LIVE_ROOM", "0"))
 """Which room of this machine is used, 0 to 9: test runs in different rooms do not wait for each other."""
 BRIDGE = f"esteira-live{ROOM}"
@@ -64,11 +67,11 @@ def run(
     return done.stdout
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 30, interval: float = 0.05) -> None:
-    """Wait until ``condition`` holds."""
-    end = time.monotonic() + seconds
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60, interval: float = 0.05) -> None:
+    """Wait until ``condition`` holds. Time in which the whole machine stood still does not count."""
+    end = usable_time() + seconds
     while not condition():
-        if time.monotonic() > end:
+        if usable_time() > end:
             raise AssertionError(f"waited {seconds} s for {what}")
         time.sleep(interval)
 
@@ -164,9 +167,7 @@ class Machine:
         unshare = ["unshare", "--mount", "--uts", "--propagation", "private"]
         init = self._spawn([*enter, *unshare, "sh", "-c", script, self.name, str(self.folder)], "init")
         self.init = init.pid
-        wait_for(
-            lambda: self.path("run/ready").exists() or init.poll() is not None, f"machine {self.name}", 20
-        )
+        wait_for(lambda: self.path("run/ready").exists() or init.poll() is not None, f"machine {self.name}")
         if init.poll() is not None:
             raise AssertionError(f"machine {self.name} did not start:\n{self.log('init')}")
         self._users()
@@ -229,10 +230,10 @@ class Machine:
         wait_for(
             lambda: self.docker("version", "--format", "{{.Server.Version}}", check=False),
             f"Docker on {self.name}",
-            40,
+            120,
         )
         if self.host_key:
-            wait_for(self._sshd_answers, f"sshd on {self.name}", 20)
+            wait_for(self._sshd_answers, f"sshd on {self.name}")
 
     def _sshd_answers(self) -> bool:
         try:
@@ -261,15 +262,22 @@ class Machine:
         return f"unix:///proc/{self.init}/root/run/docker.sock"
 
     def docker(self, *argv: str, check: bool = True, stdin: str | None = None, timeout: float = 120) -> str:
-        """Run a docker command against its daemon from here, uncounted."""
-        return run(
-            "docker",
-            *argv,
-            check=check,
-            stdin=stdin,
-            timeout=timeout,
-            env={**os.environ, "DOCKER_HOST": self.docker_host, **self.environment},
-        ).strip()
+        """Run a docker command against its daemon from here, uncounted.
+
+        A registry that answers too late is asked up to twice more: the daemon gives it 15 s, and a machine that is
+        shared may stand still for longer.
+        """
+        environment = {**os.environ, "DOCKER_HOST": self.docker_host, **self.environment}
+        for tries_left in (2, 1, 0):
+            try:
+                return run(
+                    "docker", *argv, check=check, stdin=stdin, timeout=timeout, env=environment
+                ).strip()
+            except AssertionError as error:  # noqa: PERF203 - a docker command takes longer than that
+                if not (tries_left and is_late(str(error))):
+                    raise
+                print(f"{error}\n... once more", flush=True)
+        raise AssertionError("unreachable")
 
     def inspect(self, name: str) -> dict[str, Any]:
         """Read what Docker says of a container."""
@@ -306,11 +314,15 @@ class Machine:
             connection.close()
 
     def answers(self, port: int, path: str = "/") -> str | None:
-        """Give the body, or None where nobody answers."""
-        try:
-            return self.http_get(port, path)[1]
-        except OSError:
-            return None
+        """Give the body, or None where nobody answers; silence is given a second chance."""
+        for _ in range(2):
+            with contextlib.suppress(OSError):
+                try:
+                    return self.http_get(port, path)[1]
+                except TimeoutError:
+                    continue
+            break
+        return None
 
     def processes(self) -> list[str]:
         """Command lines of all processes in its network namespace."""

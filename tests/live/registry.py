@@ -5,14 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import shutil
+import signal
 import subprocess
+import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import bcrypt
 
-from tests.live.machines import HERE, wait_for
+from tests.live.machines import HERE, Machine, wait_for
 
 _CONFIGURATION = """
 version: 0.1
@@ -63,7 +68,7 @@ class Registry:
             )
         # For the cleaning after a killed run.
         (self.folder.parent / "registry.pid").write_text(str(self._process.pid))
-        wait_for(self._answers, "the registry", 20)
+        wait_for(self._answers, "the registry")
 
     def stop(self) -> None:
         """Stop it; connections are refused from now on."""
@@ -71,6 +76,28 @@ class Registry:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Let it take connections and answer none, as on a machine that stands still, for as long as the block runs."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def logged_in(self, machine: Machine) -> Iterator[None]:
+        """Let a machine's docker commands from here push and pull, by a login that ends with the block."""
+        config = Path(tempfile.mkdtemp(prefix="login-", dir=machine.folder))
+        before, machine.environment = machine.environment, {"DOCKER_CONFIG": str(config)}
+        try:
+            machine.docker("login", "-u", self.user, "--password-stdin", self.address, stdin=self.password)
+            yield
+        finally:
+            machine.environment = before
+            shutil.rmtree(config, ignore_errors=True)
 
     def request(self, method: str, path: str, accept: str = MANIFESTS) -> tuple[int, dict[str, str], bytes]:
         """Ask its API: (status, headers with lower-case names, body)."""
@@ -81,7 +108,7 @@ class Registry:
             headers={"Authorization": f"Basic {token}", "Accept": accept},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=40) as answer:  # noqa: S310
                 return (
                     answer.status,
                     {key.lower(): value for key, value in answer.headers.items()},

@@ -164,6 +164,19 @@ def test_the_registry_goes_away_between_login_and_pull(
     assert "serves on" in done.shown
 
 
+def test_a_registry_that_stands_still_for_a_moment_is_asked_once_more(
+    app: Application, app_images: Images, registry: Registry, good: Release
+) -> None:
+    release = Release(app_images.make())
+    with registry.standing_still():
+        running = app.begin("candidate", release)
+        running.wait_for("the registry has not answered in time: trying once more")
+    done = running.end()
+    assert done.status == 0, done.shown
+    app.up(release)
+    app.up(good)
+
+
 def test_the_clock_jumps(app: Application, app_images: Images, good: Release) -> None:
     folder = app.machine.path("run/fake-clock")
     folder.mkdir()

@@ -38,7 +38,7 @@ def ask(machine: Machine, domain: str, path: str = "/", *, root: Path | None = N
     if root is None:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with (
-        socket.create_connection((machine.host, 443), timeout=10) as plain,
+        socket.create_connection((machine.host, 443), timeout=30) as plain,
         context.wrap_socket(plain, server_hostname=domain) as tls,
     ):
         tls.sendall(f"GET {path} HTTP/1.1\r\nHost: {domain}\r\nConnection: close\r\n\r\n".encode())

@@ -23,7 +23,7 @@ def behind(project: Project, one: Machine) -> Project:
 
 def headers(machine: Machine, sent: dict[str, str] | None = None, port: int = PORT) -> dict[str, str]:
     """Ask the application what it got."""
-    connection = http.client.HTTPConnection(machine.host, port, timeout=5)
+    connection = http.client.HTTPConnection(machine.host, port, timeout=30)
     connection.request("GET", "/headers", headers=sent or {})
     found: dict[str, str] = json.loads(connection.getresponse().read())
     connection.close()
@@ -105,7 +105,7 @@ class TestTheEdgeItself:
         behind.up().expect_good()
         one.docker("stop", "--time", "0", "parasite")
         # An application that does not run has no name either, and a name server that is away takes its time to say so.
-        status, text = one.http_get(PORT, timeout=20)
+        status, text = one.http_get(PORT, timeout=60)
         assert (status, text) == (503, "No release of parasite is serving.")
         behind.up().expect_good()
         assert f"commit {behind.head}" in str(one.answers(PORT))

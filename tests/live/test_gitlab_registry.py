@@ -52,7 +52,7 @@ class Registry:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for(self.answers, "the registry", 20)
+        wait_for(self.answers, "the registry")
 
     def answers(self) -> bool:
         """Whether it is there."""
@@ -64,7 +64,7 @@ class Registry:
     def ask(self, method: str, path: str, **options: Any) -> requests.Response:
         """Make a request as the pusher."""
         options.setdefault("auth", (USER, PASSWORD))
-        return requests.request(method, f"{self.url}/v2/{path}", timeout=10, **options)
+        return requests.request(method, f"{self.url}/v2/{path}", timeout=30, **options)
 
     def push(self, tag: str, content: str, repository: str = PATH.lower()) -> str:
         """Push an image with one layer; its digest."""
@@ -72,7 +72,7 @@ class Registry:
         for data in (json.dumps({"created": "2026-01-02T03:04:05.678901234Z", "of": content}), content):
             digest = f"sha256:{hashlib.sha256(data.encode()).hexdigest()}"
             place = self.ask("POST", f"{repository}/blobs/uploads/").headers["Location"]
-            put = requests.put(place, params={"digest": digest}, data=data, auth=(USER, PASSWORD), timeout=10)
+            put = requests.put(place, params={"digest": digest}, data=data, auth=(USER, PASSWORD), timeout=30)
             assert put.status_code == 201
             parts.append({"mediaType": "application/octet-stream", "size": len(data), "digest": digest})
         manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": parts[0], "layers": parts[1:]}
@@ -112,7 +112,7 @@ def standin(registry: Registry) -> Iterator[StandIn]:
 
 @pytest.fixture
 def project(standin: StandIn) -> Project:
-    return gitlab.Gitlab(standin.url, oauth_token=standin.token, timeout=10).projects.get(PATH)
+    return gitlab.Gitlab(standin.url, oauth_token=standin.token, timeout=30).projects.get(PATH)
 
 
 def test_tags_are_the_registrys(registry: Registry, project: Project) -> None:
@@ -152,7 +152,7 @@ def test_a_deploy_token_opens_the_registry_until_it_is_deleted(registry: Registr
     def let_in() -> bool:
         return registry.ask("GET", f"{PATH.lower()}/tags/list", auth=login).status_code == 200
 
-    wait_for(let_in, "the registry to know the deploy token", 10)
+    wait_for(let_in, "the registry to know the deploy token")
     token.delete()
-    wait_for(lambda: not let_in(), "the registry to forget the deploy token", 10)
+    wait_for(lambda: not let_in(), "the registry to forget the deploy token")
     assert registry.digest("latest") is not None

@@ -145,4 +145,4 @@ def test_the_procedures_pipeline_builds_releases_and_deploys(
     assert registry.digest(REPOSITORY, commit) == registry.digest(REPOSITORY, "latest") is not None, said
     container = one.inspect("parasite")
     assert container["Config"]["Image"] == f"{registry.address}/{REPOSITORY}:latest"
-    wait_for(lambda: one.answers(8888, "/health"), "the application", 20)
+    wait_for(lambda: one.answers(8888, "/health"), "the application")

@@ -75,7 +75,7 @@ class TestUp:
     def test_a_cancelled_job_stops_pulumi_in_order(self, tmp_path: Path, pulumi: str) -> None:
         job = started(tmp_path, pulumi)
         job.terminate()
-        assert job.wait(timeout=20) == 1
+        assert job.wait(timeout=60) == 1
         assert (tmp_path / "stopped").exists()
         assert list((tmp_path / ".esteira/ci").iterdir()) == []
 

@@ -34,7 +34,7 @@ class Client:
 
     def __call__(self, method: str, path: str, data: Any = None, **options: Any) -> requests.Response:
         options.setdefault("headers", {"Authorization": f"Bearer {self.token}"} if self.token else {})
-        return requests.request(method, f"{self.standin.url}/api/v4{path}", json=data, timeout=10, **options)
+        return requests.request(method, f"{self.standin.url}/api/v4{path}", json=data, timeout=30, **options)
 
     def variable(self, **fields: Any) -> requests.Response:
         """Create a variable."""
@@ -55,7 +55,7 @@ def ask(standin: StandIn) -> Client:
 
 @pytest.fixture
 def project(standin: StandIn) -> Project:
-    return gitlab.Gitlab(standin.url, oauth_token=standin.token, timeout=10).projects.get(PATH)
+    return gitlab.Gitlab(standin.url, oauth_token=standin.token, timeout=30).projects.get(PATH)
 
 
 HERE = "/projects/ParasiteWeb%2Fparasite"
@@ -142,7 +142,7 @@ class TestVariables:
             f"{standin.url}/api/v4{HERE}/variables",
             data={"key": "FOO", "value": "12345678", "masked": "true"},
             headers={"PRIVATE-TOKEN": standin.token},
-            timeout=10,
+            timeout=30,
         )
         assert answer.json()["masked"] is True
         assert ask("GET", ONE).json()["value"] == "12345678"
@@ -411,7 +411,7 @@ def test_one_command_starts_it_and_a_file_keeps_it(tmp_path: Path) -> None:
         head = [process.stdout.readline() for _ in range(5)]
         values = dict(line.strip().split("=", 1) for line in head if line.startswith("GITLAB_"))
         url, token = values["GITLAB_BASE_URL"].removesuffix("/api/v4/"), values["GITLAB_TOKEN"]
-        client = gitlab.Gitlab(url, oauth_token=token, timeout=10)
+        client = gitlab.Gitlab(url, oauth_token=token, timeout=30)
         client.projects.get(PATH).variables.create({"key": "KEPT", "value": "1"})
     finally:
         process.terminate()

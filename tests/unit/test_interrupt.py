@@ -28,7 +28,7 @@ class TestEndQuietly:
             "print('went on')\n"
         )
         return subprocess.run(
-            [sys.executable, "-c", text], capture_output=True, text=True, cwd=ROOT, timeout=20, check=False
+            [sys.executable, "-c", text], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
         )
 
     def test_while_it_waits(self) -> None:

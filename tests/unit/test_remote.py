@@ -67,7 +67,7 @@ def run(
         capture_output=True,
         cwd=folder,
         env={"PATH": path, "LANG": "C.UTF-8", **environment},
-        timeout=20,
+        timeout=60,
         check=False,
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
