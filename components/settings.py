@@ -6,7 +6,8 @@ to write. An error never holds the value of a secret key. What one value may be 
 :mod:`components.settings_rules`; here stand the shape of the whole, the rules between keys, and where values come from
 when a key is absent.
 
-``python -m components.settings`` writes the table of all keys into ``README.md``; a test keeps the two the same.
+``python -m components.settings`` writes the table of all keys into ``README.md`` and the stack files' JSON schema into
+``docs/stack.schema.json``; tests keep them in step.
 """
 
 from __future__ import annotations
@@ -2079,10 +2080,14 @@ def with_settings_table(readme: str) -> str:
 
 
 def main() -> None:
-    """Write the table into README.md."""
-    readme = Path(__file__).resolve().parent.parent / "README.md"
+    """Write the table into README.md, and the schema that editors read."""
+    from components.settings_schema import stack_file_schema_text  # noqa: PLC0415 - it is made of this module
+
+    root = Path(__file__).resolve().parent.parent
+    readme, schema = root / "README.md", root / "docs" / "stack.schema.json"
     readme.write_text(with_settings_table(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    sys.stdout.write(f"{readme.name}: {len(settings_reference())} settings\n")
+    schema.write_text(stack_file_schema_text(), encoding="utf-8")
+    sys.stdout.write(f"{readme.name}, docs/{schema.name}: {len(settings_reference())} settings\n")
 
 
 if __name__ == "__main__":
