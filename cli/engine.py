@@ -140,6 +140,9 @@ def environment(place: Place, engine: Engine | None = None) -> dict[str, str]:
         "PULUMI_CONFIG_PASSPHRASE_FILE": str(place.passphrase),
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_DEBUG_COMMANDS": "true",  # without it the CLI does not know --event-log
+        # What the local stack needs is there (PLUGINS); GitLab's plugin, whose package the environment holds as well,
+        # would be fetched before the first run, or tried for at every run where it cannot be had.
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
     }
     for name in ("PULUMI_CONFIG_PASSPHRASE", "PULUMI_STACK"):
         values.pop(name, None)

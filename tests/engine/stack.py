@@ -99,6 +99,9 @@ class Stack(Project):
             "PULUMI_CONFIG_PASSPHRASE": PASSPHRASE,
             "PULUMI_HOME": str(pulumi_home),
             "PULUMI_SKIP_UPDATE_CHECK": "true",
+            # The environment holds GitLab's package too, whose plugin these stacks do not need: where it is missing,
+            # every run of the program would first try, again and again, to fetch it.
+            "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
         }
         if plugins.is_dir():
             self.environ["PULUMI_IGNORE_AMBIENT_PLUGINS"] = "true"
