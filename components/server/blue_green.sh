@@ -2,12 +2,12 @@
 # requests; when it is healthy the edge is pointed at that slot; when the old slot is drained its release is stopped.
 # What serves is what runs in the slot that the edge points at; names only follow.
 
-# Sets, beyond look_around, slots (lines "id state aliases" of the release containers) and serving_* by the edge's slot.
+# Sets, beyond look_around, serving_* by the edge's slot.
 look_around_slots() {
+  # It comes up while the rest is looked at; where no edge runs, enter_edge finds out.
+  [ -n "$probe_is_open" ] || probe_open_in_edge "$edge"
   look_around
   look_at_edge
-  slots=$(printf '%s\n' "$releases" | cut -d ' ' -f 1 | xargs -r docker inspect --format \
-    "{{.Id}} {{.State.Status}} {{with index .NetworkSettings.Networks \"$network\"}}{{range .Aliases}}{{.}} {{end}}{{end}}" 2>/dev/null 7>&- 8<&- 9<&-)
   enter_edge || return 0
   slot_holder "$active"
   if [ -n "$holder_id" ] && [ "$holder_id" != "$serving_id" ]; then
@@ -114,8 +114,9 @@ still_serving() {
   fi
 }
 
-# A kept release gets the free slot's alias before it is started; it may have had the other one.
+# A kept release gets the free slot's alias before it is started, unless that is the one that it had.
 move_to_slot() {
+  [ "$declared_state" != exited ] || ! in_slot "$candidate_id" "$free" || return 0
   stop_container "$candidate_id"
   docker network disconnect --force "$network" "$candidate_id" >/dev/null 2>&1
   docker network connect --alias "$name-$free" "$network" "$candidate_id" 2>"$passing/error" ||

@@ -7,19 +7,21 @@
 # removing that one file: no configuration changes during a release, because a reload cuts WebSockets and drops requests.
 # It dials the network aliases NAME-blue and NAME-green, which survive renames, never container names.
 
-# Sets edge_id, edge_state, edge_mark and active (the slot that gets the requests), empty where there is no edge.
+# Sets edge_id, edge_state, edge_mark and active (the slot that gets the requests), empty where there is no edge. After
+# look_around it costs nothing.
 look_at_edge() {
   edge_id='' active='' next_id=''
-  while read -r container_name id state mark; do
+  [ -n "$just_looked" ] || look "$edge" "$edge-next"
+  just_looked=
+  while read -r container_name id state _ _ _ _ _ mark _; do
     case $container_name in
       "/$edge") edge_id=$id edge_state=$state edge_mark=$mark ;;
       "/$edge-next") next_id=$id next_state=$state next_mark=$mark ;;
     esac
   done <<END
-$(docker container inspect --format \
-    '{{.Name}} {{.Id}} {{.State.Status}} {{with index .Config.Labels "esteira.edge"}}{{.}}{{else}}-{{end}}' "$edge" "$edge-next" 2>/dev/null)
+$seen
 END
-  [ -z "$next_id" ] || settle_edges
+  [ -z "$next_id" ] || { probe_close && settle_edges; }
 }
 
 # A run was cut off while it put an edge in place. If that one runs it has the ports, and was complete before its start.
@@ -41,13 +43,14 @@ name_edge() {
 
 # Opens the co-process in the edge; sets active. Fails where the edge does not run.
 enter_edge() {
-  [ -n "$edge_id" ] || return 1
+  [ -n "$edge_id" ] || { probe_close && return 1; }
   if [ "$edge_state" != running ]; then
+    probe_close
     docker update --restart always "$edge_id" >/dev/null 2>&1
     docker start "$edge_id" >/dev/null 2>"$passing/error" || return 1
     say "started the edge, which was $edge_state"
   fi
-  [ -n "$probe_is_open" ] || probe_open_in_edge || return 1
+  [ -n "$probe_is_open" ] || probe_open_in_edge "$edge_id" || return 1
   probe_ask "slot 5 /edge/$name" || return 1
   # An edge that other applications share may not know this one yet.
   [ "$answer" != none ] || { probe_close && return 1; }

@@ -31,10 +31,10 @@ probe_open() {
   probe_attach
 }
 
-# The same in the running edge: what is probed there is what the edge will reach.
+# The same in the running edge, container $1: what is probed there is what the edge will reach.
 probe_open_in_edge() {
   mkfifo "$passing/ask" "$passing/answer" || return 1
-  command docker exec --interactive "$edge_id" sh -c "$probe_program" \
+  command docker exec --interactive "$1" sh -c "$probe_program" \
     <"$passing/ask" >"$passing/answer" 2>"$passing/probe-error" 9<&- &
   probe_attach
 }

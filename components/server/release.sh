@@ -16,33 +16,52 @@ list_releases() {
   list_containers | sed -n 's/^release //p'
 }
 
-# Sets declared_id, declared_state, declared_name (the container of the declared release, if there is one) and serving_id,
-# serving_state, serving_release (the container that has the serving name, whoever made it).
+# Sets declared_id, declared_state, declared_name (the container of the declared release, if there is one), serving_id,
+# serving_state, serving_release (the container that has the serving name, whoever made it) and slots (lines "id state
+# aliases" of the release containers).
 look_around() {
-  declared_id=
+  declared_id='' ids=''
   [ -n "$just_listed" ] || releases=$(list_releases)
   just_listed=
   while read -r id state container_name its_image its_fingerprint _; do
+    ids="$ids $id"
     if [ "$its_image" = "$image" ] && [ "$its_fingerprint" = "$fingerprint" ]; then
       declared_id=$id declared_state=$state declared_name=$container_name
     fi
   done <<END
 $releases
 END
-  serving_id='' serving_state=''
-  # shellcheck disable=SC2046 # a fixed number of words, none of them with blanks
-  set -- $(docker container inspect --format \
-    '{{.Id}} {{.State.Status}} {{with index .Config.Labels "esteira.owner"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.release"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "com.docker.compose.project"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.commit"}}{{.}}{{else}}-{{end}} {{.HostConfig.RestartPolicy.Name}}' "$name" 2>/dev/null)
-  [ $# -gt 0 ] || return 0
-  serving_id=$1 serving_state=$2 serving_release=$4 serving_commit=$6 serving_restart=$7
-  if [ "$5" != - ]; then
-    fail "The container $name on server $server belongs to the docker compose project $5, which would start it again. Stop it there first (docker compose down), or set another container.name."
+  # shellcheck disable=SC2086 # ids are words
+  look "$name" "$edge" "$edge-next" $ids
+  just_looked=yes serving_id='' serving_state='' slots='' found_project=- found_owner=-
+  while read -r container_name id state its_owner its_release its_commit its_policy project _ aliases; do
+    if [ "$container_name" = "/$name" ]; then
+      serving_id=$id serving_state=$state serving_release=$its_release serving_commit=$its_commit
+      serving_restart=$its_policy found_project=$project found_owner=$its_owner
+    fi
+    case $slots in *"$id"*) continue ;; esac
+    case " $ids " in *" $id "*) slots="$slots$id $state $aliases
+" ;; esac
+  done <<END
+$seen
+END
+  [ -n "$serving_id" ] || return 0
+  if [ "$found_project" != - ]; then
+    fail "The container $name on server $server belongs to the docker compose project $found_project, which would start it again. Stop it there first (docker compose down), or set another container.name."
   fi
-  case $3 in
+  case $found_owner in
     "$owner") ;;
     -) serving_release=$name-before-$(printf %.12s "$serving_id") serving_commit=unknown ;;
-    *) fail "The container $name on server $server belongs to another declaration ($3). Set another container.name, or destroy that one first." ;;
+    *) fail "The container $name on server $server belongs to another declaration ($found_owner). Set another container.name, or destroy that one first." ;;
   esac
+}
+
+# Sets seen: a line about each container of $*, as far as there is one. Asked once for all of them, because asking costs
+# more than the answer.
+look() {
+  seen=$(docker container inspect --format \
+    "{{.Name}} {{.Id}} {{.State.Status}} {{with index .Config.Labels \"esteira.owner\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.release\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.commit\"}}{{.}}{{else}}-{{end}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}} {{with index .Config.Labels \"com.docker.compose.project\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.edge\"}}{{.}}{{else}}-{{end}} {{with index .NetworkSettings.Networks \"$network\"}}{{range .Aliases}}{{.}} {{end}}{{end}}" \
+    "$@" 2>/dev/null)
 }
 
 # Removes what a run that was cut off left half made: candidates that were created but never started, probes and preDeploy
