@@ -150,7 +150,7 @@ def images() -> None:
 )
 def point_tag(context: typer.Context) -> None:
     """Point a tag in a registry to a digest. Run by `pulumi up`."""
-    from components.release import point_tag as point  # noqa: PLC0415
+    from components.tagging import point_tag as point  # noqa: PLC0415
 
     point(context.args, sys.stdin.read(), os.environ)
 

@@ -25,9 +25,10 @@ import pulumi_docker
 
 from components.errors import EsteiraError
 from components.registry import Registry, RegistryUnavailableError, from_settings
-from components.release import TagArgs, digest_in, tag_args, tag_command
+from components.release import TagArgs, tag_args, tag_command
 from components.settings import Settings, image_name
 from components.source import Source
+from components.tagging import digest_in
 
 _PLATFORM_HERE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}.get(platform.machine())
 

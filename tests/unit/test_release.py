@@ -13,7 +13,8 @@ from pulumi_command import local
 from pydantic import SecretStr
 
 from components.errors import EsteiraError
-from components.release import Release, digest_in, point_tag, release_args
+from components.release import Release, release_args
+from components.tagging import digest_in, point_tag
 from tests.unit.declared import Declared, declare
 from tests.unit.fake_registry import PASSWORD, USER, FakeRegistry
 from tests.unit.image_settings import make_settings
