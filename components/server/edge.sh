@@ -51,7 +51,9 @@ enter_edge() {
     say "started the edge, which was $edge_state"
   fi
   [ -n "$probe_is_open" ] || probe_open_in_edge "$edge_id" || return 1
-  probe_ask "slot 5 /edge/$name" || return 1
+  # Once more, where docker was too busy: an edge that is not entered is taken for one to be replaced.
+  probe_ask "slot 5 /edge/$name" ||
+    { probe_close && probe_open_in_edge "$edge_id" && probe_ask "slot 5 /edge/$name"; } || return 1
   # An edge that other applications share may not know this one yet.
   [ "$answer" != none ] || { probe_close && return 1; }
   active=$answer
