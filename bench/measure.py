@@ -23,6 +23,10 @@ HEALTH = {"path": "/health", "interval": 0.1}
 """The health gate's settings, stated in the table: a release is found healthy up to one interval after it is."""
 
 
+BUCKET = 0.05
+"""Seconds of one row of a timeline."""
+
+
 @dataclass(frozen=True)
 class UnderLoad:
     """Releases of one way under load."""
@@ -45,7 +49,12 @@ class UnderLoad:
         """The longest time without a good answer around each release, seconds."""
         return [self.result.longest_gap(since, until) for since, until in self.windows]
 
-    def timeline(self, number: int = 0, bucket: float = 0.05) -> list[tuple[int, int, int, float]]:
+    def usual(self) -> int:
+        """Return the number of the release whose gap is the middle one: the one to show."""
+        gaps = self.gaps
+        return sorted(range(len(gaps)), key=gaps.__getitem__)[len(gaps) // 2]
+
+    def timeline(self, number: int = 0, bucket: float = BUCKET) -> list[tuple[int, int, int, float]]:
         """Show one release, from a second before it to the next.
 
         Rows of: milliseconds from its beginning, requests that ended well in this bucket, requests that failed in it,

@@ -78,10 +78,10 @@ def test(context: typer.Context) -> None:
 @app.command()
 def bench(
     releases: Annotated[int, typer.Option(help="Releases of each way under load.", min=1)] = 20,
-    rounds: Annotated[int, typer.Option(help="Rounds of times without load.", min=1)] = 7,
+    rounds: Annotated[int, typer.Option(help="Rounds of times without load.", min=1)] = 5,
     rate: Annotated[float, typer.Option(help="New connections a second.", min=1)] = 200,
 ) -> None:
-    """Measure the procedure's own commands, recreate and blueGreen on this machine; about 15 minutes."""
+    """Measure the procedure's own commands, recreate and blueGreen on this machine; about 16 minutes."""
     from cli import bench, local  # noqa: PLC0415
 
     bench.run(local.Place(ROOT), releases=releases, rounds=rounds, rate=rate)
