@@ -110,12 +110,23 @@ def prune(
         str | None, typer.Option(help="Project of GitLab; CI_PROJECT_PATH, else the repository, by default.")
     ] = None,
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest commits stay in any case.")] = 20,
+    in_use: Annotated[
+        Path | None, typer.Option(help="Folder with what other jobs found in use (docs/gitlab.md).")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete, not only say what would be deleted.")] = False,
 ) -> None:
     """Delete images from GitLab's registry that no stack runs or could roll back to (GITLAB_TOKEN, scope api)."""
     from cli import prune as pruning  # noqa: PLC0415
 
-    pruning.run(ROOT, stack or [], project, keep, yes=yes)
+    pruning.run(ROOT, stack or [], project, keep, yes=yes, found=in_use)
+
+
+@app.command("ci-in-use", hidden=True)
+def ci_in_use(stack: str, file: Path) -> None:
+    """Write which images a stack runs or could roll back to, for `prune --in-use` in another job."""
+    from cli import prune as pruning  # noqa: PLC0415
+
+    pruning.record(ROOT, stack, file)
 
 
 @app.command("ci-up", hidden=True)

@@ -43,11 +43,16 @@ def _folder(root: Path) -> Path:
 
 
 def _note(root: Path, stack: str) -> Path:
-    return _folder(root) / f"{stack}.running"
+    return _folder(root) / f"{_flat(stack)}.running"
 
 
 def _log(root: Path, stack: str) -> Path:
-    return _folder(root) / f"{stack}.events.json"
+    return _folder(root) / f"{_flat(stack)}.events.json"
+
+
+def _flat(stack: str) -> str:
+    """Return a stack's name as that of a file: Pulumi Cloud's may be ``organisation/project/stack``."""
+    return stack.replace("/", "-")
 
 
 def up(root: Path, stack: str, command: str = "pulumi") -> int:

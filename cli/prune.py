@@ -3,10 +3,14 @@
 Only tags that Esteira made are ever deleted: those named by a commit. Kept are the newest commits, every commit whose
 image has another tag too (the moving tags), and every image that a stack runs or could roll back to: what its state
 says, and what its servers themselves say that they run and keep. When one of these cannot be asked, nothing is deleted.
+
+In a pipeline a job has the variables of one environment only, so what each stack uses is found out by a job of its own
+(`./esteira ci-in-use`), and handed over as a file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -91,26 +95,47 @@ def plan(tags: Iterable[Tag], needed: Mapping[str, str], newest: int) -> Plan:
     return Plan(tuple(delete), tuple(keep))
 
 
-def run(root: Path, stacks: Sequence[str], project: str | None, newest: int, *, yes: bool) -> None:
+@dataclass(frozen=True)
+class Use:
+    """What one stack needs of the registry."""
+
+    stack: str
+    registry: str
+    repository: str
+    digests: Mapping[str, str]
+    """Digest to the reason why it must stay."""
+
+
+def run(
+    root: Path,
+    stacks: Sequence[str],
+    project: str | None,
+    newest: int,
+    *,
+    yes: bool,
+    found: Path | None = None,
+) -> None:
     """Say what would be deleted and how much that frees; delete it with `yes`.
+
+    found: folder with what :func:`record` wrote of some of the stacks; the others are asked now.
 
     Raises:
         EsteiraError: a stack, one of its servers, GitLab cannot be asked: nothing is deleted. Or a deletion failed.
     """
-    chosen = list(stacks) or application_stacks(root)
+    recorded = _recorded(found) if found is not None else {}
+    chosen = list(stacks) or sorted({*application_stacks(root), *recorded})
     if not chosen:
         raise EsteiraError("There is no stack file of an application here; name a stack: --stack staging.")
-    settings = {stack: settings_of(root, stack) for stack in chosen}
+    uses = [recorded.get(stack.rpartition("/")[2]) or use_of(root, stack) for stack in chosen]
     needed: dict[str, dict[str, str]] = {}
-    for stack, one in settings.items():
-        needed.setdefault(one.repository, {}).update(in_use(root, stack, one))
-    access = _access(root, next(iter(settings.values())), project)
-    api = client(access)
-    found = project_of(access, api)
+    for use in uses:
+        needed.setdefault(use.repository, {}).update(use.digests)
+    access = _access(root, uses[0], project)
+    of_gitlab = project_of(access, client(access))
     deleted: list[Tag] = []
     for repository, digests in sorted(needed.items()):
         console.step(f"Reading {repository} in GitLab ...")
-        decided = plan(tags_of(access, found, repository), digests, newest)
+        decided = plan(tags_of(access, of_gitlab, repository), digests, newest)
         for tag, reason in decided.keep:
             console.say(f"  keep    {tag.name}  {reason}")
         for tag in decided.delete:
@@ -125,8 +150,39 @@ def run(root: Path, stacks: Sequence[str], project: str | None, newest: int, *, 
     if not yes:
         console.say("Nothing has been deleted. Type the same with --yes to delete.")
         return
-    _delete(access, found, deleted)
+    _delete(access, of_gitlab, deleted)
     console.say(f"{len(deleted)} tags are deleted; GitLab frees the space in its next clean-up.")
+
+
+def record(root: Path, stack: str, file: Path) -> None:
+    """Write what a stack runs or could roll back to, for :func:`run` in another job. Raises EsteiraError."""
+    use = use_of(root, stack)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(dataclasses.asdict(use), indent=2) + "\n", encoding="utf-8")
+    console.say(
+        f"The stack {stack} runs or could roll back to {len(use.digests)} images of {use.repository}."
+    )
+
+
+def _recorded(folder: Path) -> dict[str, Use]:
+    """Read what :func:`record` wrote, by the stack's name without its organisation."""
+    try:
+        uses = [
+            Use(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.rglob("*.json"))
+        ]
+    except (OSError, ValueError, TypeError) as error:
+        raise EsteiraError(
+            f"What the stacks use cannot be read from {folder}, so nothing is deleted ({error})."
+        ) from None
+    if not uses:
+        raise EsteiraError(f"There is no file of a stack's use in {folder}, so nothing is deleted.")
+    return {use.stack.rpartition("/")[2]: use for use in uses}
+
+
+def use_of(root: Path, stack: str) -> Use:
+    """Ask a stack's state and its servers. Raises EsteiraError."""
+    settings = settings_of(root, stack)
+    return Use(stack, settings.registry, settings.repository, in_use(root, stack, settings))
 
 
 def application_stacks(root: Path) -> list[str]:
@@ -160,8 +216,8 @@ def in_use(root: Path, stack: str, settings: Settings) -> dict[str, str]:
     """Return the digests that a stack runs or could roll back to, each with the reason why it stays."""
     found: dict[str, str] = {}
     outputs = _pulumi(root, stack, "stack", "output", "--json")
-    for digest in _DIGEST.findall(json.dumps(outputs)):
-        found[digest] = f"the stack {stack} runs it"
+    declared = set(_DIGEST.findall(json.dumps(outputs)))
+    found.update(dict.fromkeys(declared, f"the stack {stack} runs it"))
     for server, reading in read_servers(settings, owner_of(settings)).items():
         if not isinstance(reading, Reading):
             raise EsteiraError(
@@ -169,9 +225,15 @@ def in_use(root: Path, stack: str, settings: Settings) -> dict[str, str]:
                 f"deleted. {reading}"
             )
         containers = [*reading.releases, *([reading.serving] if reading.serving else [])]
-        for container in containers:
-            for digest in _DIGEST.findall(container.image):
-                found.setdefault(digest, f"the server {server} ({stack}) runs it or could roll back to it")
+        there = {digest for container in containers for digest in _DIGEST.findall(container.image)}
+        if declared and not declared & there:
+            raise EsteiraError(
+                f"The stack {stack} says that its servers run {', '.join(sorted(declared))}, but {server} neither runs "
+                "nor keeps it, so nothing is deleted. Either this is another stack's server (a job has the variables "
+                "of its own environment only: see ci-in-use), or what runs there is not what was declared: pulumi up."
+            )
+        for digest in there:
+            found.setdefault(digest, f"the server {server} ({stack}) runs it or could roll back to it")
     return found
 
 
@@ -188,14 +250,14 @@ def _pulumi(root: Path, stack: str, *arguments: str) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _access(root: Path, settings: Settings, project: str | None) -> GitlabStack:
+def _access(root: Path, use: Use, project: str | None) -> GitlabStack:
     """Return how GitLab is reached: by the variables of the provider and of a job."""
-    path = project or os.environ.get("CI_PROJECT_PATH") or settings.repository
+    path = project or os.environ.get("CI_PROJECT_PATH") or use.repository
     access = load_stack(
-        {"registry": settings.registry, "repository": settings.repository, "gitlab": {"project": path}},
+        {"registry": use.registry, "repository": use.repository, "gitlab": {"project": path}},
         frozenset(),
         project="esteira",
-        stack=settings.stack,
+        stack=use.stack,
         root=root,
         environ=os.environ,
     )

@@ -63,6 +63,9 @@ PRESETS: Mapping[str, Attributes] = {
     "DEPLOYMENT_SERVER_IP": replace(_PLAIN, protected=True, raw=True, description="Server to deploy to"),
     "DEPLOYMENT_SERVER_USER": replace(_PLAIN, protected=True, raw=True, description="User on the server"),
     "DEPLOYMENT_SERVER_HOST_KEY": replace(_FILE, description="Public host key of the server (file)"),
+    "DEPLOYMENT_SERVER_SUDO": replace(
+        _PLAIN, protected=True, raw=True, description="Run docker by sudo there"
+    ),
     "DEPLOYMENT_SERVER_PASS": replace(_SECRET, description="Password of the user on the server"),
     # Several lines cannot be masked.
     "DEPLOYMENT_SERVER_KEY": replace(_FILE, description="Private SSH key for the server (file)"),
@@ -136,6 +139,9 @@ def _from_settings(gitlab: GitlabSettings, image: str, moving_tag: str) -> Itera
         yield "DEPLOYMENT_SERVER_USER", environment.name, server.user
         if server.host_key is not None:
             yield "DEPLOYMENT_SERVER_HOST_KEY", environment.name, server.host_key
+        if any(one.server is not None and one.server.sudo for one in gitlab.environments):
+            # Also where it is false: jobs would have the value of a wider scope otherwise.
+            yield "DEPLOYMENT_SERVER_SUDO", environment.name, str(server.sudo).lower()
 
 
 def _written_for(

@@ -567,6 +567,9 @@ class GitlabServerSettings(_Model):
     host_key: Annotated[str | None, BeforeValidator(rule.maybe(rule.host_key))] = _key(
         "`DEPLOYMENT_SERVER_HOST_KEY`, a file.", "one line of authorized_keys", HOST_KEY_EXAMPLE, None
     )
+    sudo: Flag = _key(
+        "`DEPLOYMENT_SERVER_SUDO`: run docker by sudo, as the procedure does.", "true or false", True, False
+    )
 
 
 class GitlabEnvironmentSettings(_Model):
@@ -809,7 +812,8 @@ class Settings(_Model):
         "The servers.",
         "list",
         [{"host": "203.0.113.10", "user": "deploy", "hostKey": HOST_KEY_EXAMPLE}],
-        shown="`DEPLOYMENT_SERVER_IP`, `DEPLOYMENT_SERVER_USER`, `DEPLOYMENT_SERVER_HOST_KEY`",
+        shown="`DEPLOYMENT_SERVER_IP`, `DEPLOYMENT_SERVER_USER`, `DEPLOYMENT_SERVER_HOST_KEY`, "
+        "`DEPLOYMENT_SERVER_SUDO`",
     )
     server_password: Annotated[dict[str, SecretStr], BeforeValidator(rule.per_server(rule.password))] = _key(
         "SSH password: one for all servers, or a map of server names.",
@@ -1550,6 +1554,7 @@ _SERVER_VARIABLES = {
     "host": "DEPLOYMENT_SERVER_IP",
     "user": "DEPLOYMENT_SERVER_USER",
     "hostKey": "DEPLOYMENT_SERVER_HOST_KEY",
+    "sudo": "DEPLOYMENT_SERVER_SUDO",
 }
 
 
@@ -1625,7 +1630,8 @@ class _Loader:
             else:
                 problem += " The server comes from DEPLOYMENT_SERVER_IP; its host key is set beside it."
             value = fault.value or _extra(_key_fields(ServerSettings)[str(fault.path[-1])][1])["example"]
-            write = (f"export {variable}='{value}'",)
+            shown = str(value).lower() if isinstance(value, bool) else value
+            write = (f"export {variable}='{shown}'",)
         elif source is not None:
             problem += f" The value comes from {source}."
         return Mistake(_dotted(fault.path), f"Pulumi.{self.stack}.yaml", problem, write)

@@ -72,6 +72,11 @@ class TestUp:
         assert ci.up(tmp_path, "s", pulumi) == status
         assert list((tmp_path / ".esteira/ci").iterdir()) == []
 
+    def test_a_stack_of_an_organisation(self, tmp_path: Path, pulumi: str) -> None:
+        (tmp_path / "go").touch()
+        assert ci.up(tmp_path, "team/parasite/prod", pulumi) == 0
+        assert list((tmp_path / ".esteira/ci").iterdir()) == []
+
     def test_a_cancelled_job_stops_pulumi_in_order(self, tmp_path: Path, pulumi: str) -> None:
         job = started(tmp_path, pulumi)
         job.terminate()

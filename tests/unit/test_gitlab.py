@@ -108,6 +108,13 @@ class TestTheProceduresNames:
             "PULUMI_BACKEND_URL": "s3://state",
         }
 
+    def test_sudo_of_one_server_is_not_anothers(self) -> None:
+        first, second = self.ENVIRONMENTS
+        sudo = {**first, "server": {**first["server"], "sudo": True}}
+        found = variables_of(told({"environments": [sudo, second]}))
+        said = {name: one.plain("value") for name, one in found.items() if "SUDO" in name}
+        assert said == {"DEPLOYMENT_SERVER_SUDO": "true", "DEPLOYMENT_SERVER_SUDO@production": "false"}
+
     def test_keys_are_protected_files_and_passwords_masked(self) -> None:
         found = variables_of(told({"environments": self.ENVIRONMENTS}, self.SECRETS))
 

@@ -81,7 +81,10 @@ class Place:
     def __init__(self, gitlab: StandIn, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gitlab, self.root = gitlab, root
         self.outputs: dict[str, object] = {"digest": digest(1)}
-        self.reading: Reading | EsteiraError = Reading("amd64", None, ())
+        serving = ContainerReading(
+            "running", "o", f"registry.example.com/group/parasite@{digest(1)}", "f", sha(1)
+        )
+        self.reading: Reading | EsteiraError = Reading("amd64", serving, ())
         monkeypatch.setenv("GITLAB_TOKEN", gitlab.token)
         monkeypatch.setenv("GITLAB_BASE_URL", gitlab.base_url)
         monkeypatch.delenv("CI_PROJECT_PATH", raising=False)
@@ -140,9 +143,47 @@ class TestRun:
         kept = ContainerReading(
             "exited", "o", f"registry.example.com/group/parasite@{digest(2)}", "f", sha(2)
         )
-        place.reading = Reading("amd64", None, (kept,))
+        place.reading = dataclasses.replace(place.reading, releases=(kept,))  # type: ignore[type-var]
         place.prune()
         assert place.left() == {sha(1), sha(2), sha(4)}
+
+    def test_another_stacks_server_is_not_taken_for_its_own(self, place: Place) -> None:
+        """As in a job of an environment whose variables name the server of another one."""
+        place.push(1, 2, 3)
+        place.reading = Reading("amd64", None, ())
+        with pytest.raises(EsteiraError, match="web neither runs nor keeps it, so nothing is deleted"):
+            place.prune()
+        assert len(place.left()) == 3
+        place.outputs = {}  # never deployed: then its server may be empty
+        place.prune()
+        assert place.left() == {sha(3)}
+
+    def test_jobs_of_two_environments_find_out_together(self, place: Place, tmp_path: Path) -> None:
+        place.push(1, 2, 3, 4)
+        prune.record(tmp_path, "staging", tmp_path / "in-use/staging.json")
+        place.outputs = {"digest": digest(2)}
+        place.reading = dataclasses.replace(
+            place.reading,  # type: ignore[type-var]
+            serving=ContainerReading(
+                "running", "o", f"registry.example.com/group/parasite@{digest(2)}", "f", sha(2)
+            ),
+        )
+        prune.record(tmp_path, "team/prod", tmp_path / "in-use/team/prod.json")
+        place.reading = EsteiraError("This job has no way to a server.")
+        prune.run(tmp_path, [], None, 1, yes=True, found=tmp_path / "in-use")
+        assert place.left() == {sha(1), sha(2), sha(4)}
+
+    @pytest.mark.parametrize("text", [None, "{", "{}", '{"stack": "prod"}'])
+    def test_what_was_not_found_out_stops_everything(
+        self, place: Place, tmp_path: Path, text: str | None
+    ) -> None:
+        place.push(1, 2, 3)
+        (tmp_path / "in-use").mkdir()
+        if text is not None:
+            (tmp_path / "in-use/prod.json").write_text(text)
+        with pytest.raises(EsteiraError, match="nothing is deleted"):
+            prune.run(tmp_path, [], None, 1, yes=True, found=tmp_path / "in-use")
+        assert len(place.left()) == 3
 
     def test_a_server_that_cannot_be_asked_stops_everything(self, place: Place) -> None:
         place.push(1, 2, 3)

@@ -504,6 +504,7 @@ class TestEnvironment:
             "DEPLOYMENT_SERVER_IP": "192.0.2.1",
             "DEPLOYMENT_SERVER_USER": "deploy",
             "DEPLOYMENT_SERVER_HOST_KEY": HOST_KEY,
+            "DEPLOYMENT_SERVER_SUDO": "true",
             "DEPLOYMENT_SERVER_PASS": "MARKER-pass",
             "DEPLOYMENT_SERVER_KEY": private_key(),
         }
@@ -511,7 +512,9 @@ class TestEnvironment:
             changed(*NO_SERVER, ("serverPassword", ABSENT), ("serverPrivateKey", ABSENT)), environ=environ
         )
 
-        assert settings.servers == [ServerSettings(host="192.0.2.1", user="deploy", host_key=HOST_KEY)]
+        assert settings.servers == [
+            ServerSettings(host="192.0.2.1", user="deploy", host_key=HOST_KEY, sudo=True)
+        ]
         assert settings.server_password == {"192.0.2.1": SecretStr("MARKER-pass")}
         assert settings.server_private_key == {"192.0.2.1": SecretStr(private_key())}
 

@@ -1938,6 +1938,24 @@ WRONG = (
     ),
     Wrong(
         (
+            ("servers", ABSENT),
+            ("sudoPassword", ABSENT),
+            ("jumpPassword", ABSENT),
+            ("jumpPrivateKey", ABSENT),
+        ),
+        "servers[0].sudo",
+        "This must be true or false.",
+        ("export DEPLOYMENT_SERVER_SUDO='true'",),
+        options={
+            "environ": {
+                "DEPLOYMENT_SERVER_IP": "192.0.2.1",
+                "DEPLOYMENT_SERVER_HOST_KEY": HOST_KEY,
+                "DEPLOYMENT_SERVER_SUDO": "yes",
+            }
+        },
+    ),
+    Wrong(
+        (
             ("serverPassword", ABSENT),
             ("serverPrivateKey", ABSENT),
         ),
