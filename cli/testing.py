@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import docker, engine, images, local, machine
+from cli import console, docker, engine, images, local, machine, shell
 from components.errors import EsteiraError
 
 REQUIRE_LIVE = "ESTEIRA_REQUIRE_LIVE"
@@ -17,6 +18,12 @@ REQUIRE_LIVE = "ESTEIRA_REQUIRE_LIVE"
 SKIP_LIVE = "ESTEIRA_SKIP_LIVE"
 SKIP_ENGINE = "ESTEIRA_SKIP_ENGINE"
 """Read by tests/conftest.py: why a layer is skipped, in words for a person."""
+
+
+GITLAB_CI_LOCAL = "ESTEIRA_GITLAB_CI_LOCAL"
+"""Where the program is that runs the pipelines; read by tests/live/test_pipeline.py."""
+
+_NPM_SECONDS = 300
 
 
 def run(place: local.Place, arguments: Sequence[str]) -> int:
@@ -33,6 +40,8 @@ def run(place: local.Place, arguments: Sequence[str]) -> int:
         if is_required():
             raise EsteiraError(f"The live tests cannot run, and they may not be skipped here: {reason}")
         values[SKIP_LIVE] = " ".join(reason.split())
+    elif not only_others:
+        _prepare_pipelines(place.root, values)
     found = engine.find(place.root, install=False)
     if isinstance(found, engine.Missing):
         values[SKIP_ENGINE] = found.reason
@@ -59,3 +68,41 @@ def _prepare_live(place: local.Place) -> str | None:
     except EsteiraError as error:
         return str(error)
     return None
+
+
+def gitlab_ci_local(root: Path) -> Path:
+    """Return where the program that runs the pipelines is kept."""
+    return root / ".esteira" / "gitlab-ci-local" / "node_modules" / ".bin" / "gitlab-ci-local"
+
+
+def _prepare_pipelines(root: Path, values: dict[str, str]) -> None:
+    """Install gitlab-ci-local where npm is there, and name it in the environment; one test says when it is missing.
+
+    Raises EsteiraError when it cannot be installed and the live layer may not be skipped.
+    """
+    program = gitlab_ci_local(root)
+    if GITLAB_CI_LOCAL in values or shutil.which("gitlab-ci-local"):
+        return
+    wanted, folder = root / ".ci" / "gitlab-ci-local", program.parents[2]
+    lock = (wanted / "package-lock.json").read_bytes()
+    installed = folder / "installed.json"  # written last
+    if not (installed.exists() and installed.read_bytes() == lock):
+        if shutil.which("npm") is None:
+            return
+        console.step("Installing gitlab-ci-local, which runs the pipelines ...")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(wanted / name, folder)
+        try:
+            shell.run(
+                ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)],
+                cwd=folder,
+                timeout=_NPM_SECONDS,
+            )
+        except shell.CommandError as error:
+            if is_required():
+                raise EsteiraError(f"npm cannot install gitlab-ci-local: {error}") from None
+            console.say(f"It cannot be had ({(str(error).splitlines() or [''])[-1]}): its tests are skipped.")
+            return
+        installed.write_bytes(lock)
+    values[GITLAB_CI_LOCAL] = str(program)

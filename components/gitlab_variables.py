@@ -83,7 +83,9 @@ DEPLOY_TOKEN_VARIABLES = ("CI_DEPLOY_USER", "CI_DEPLOY_PASSWORD")
 
 def known_attributes(key: str, *, secret: bool) -> Attributes:
     """Return the attributes of a variable for which nothing else is written."""
-    return PRESETS.get(key, _SECRET if secret else _PLAIN)
+    known = PRESETS.get(key, _SECRET if secret else _PLAIN)
+    # PostgreSQL's address has a password in it.
+    return replace(known, masked=True) if secret and key == "PULUMI_BACKEND_URL" else known
 
 
 def resolve(

@@ -128,6 +128,12 @@ class TestTheProceduresNames:
         assert seen("CONTAINER_IMAGE") == ("env_var", False, False, False, True)
         assert found["DEPLOYMENT_SERVER_IP@production"].inputs["environmentScope"] == "production"
 
+    def test_a_backend_with_a_password_is_masked(self) -> None:
+        plain = variables_of(told({"backendUrl": "s3://state"}))["PULUMI_BACKEND_URL"]
+        secret = variables_of(told(None, {"PULUMI_BACKEND_URL": "postgres://pulumi:MARKER@db/pulumi"}))
+        assert plain.inputs["masked"] is False
+        assert secret["PULUMI_BACKEND_URL"].inputs["masked"] is True
+
     def test_other_attributes_can_be_written(self) -> None:
         entry = {"key": "PULUMI_CONFIG_PASSPHRASE", "hidden": True, "description": "Ask Ana"}
         found = variables_of(told({"variables": [entry]}, {"PULUMI_CONFIG_PASSPHRASE": "MARKER-passphrase"}))
