@@ -2,16 +2,18 @@
 
 import pulumi
 
+from components.interrupt import end_quietly, leave_garbage, told_to_the_engine
+
+end_quietly()
+leave_garbage()
+
 from components.arguments import owner_of
 from components.deployment import Deployment, addresses
 from components.image import Image, image_args
-from components.interrupt import end_quietly, told_to_the_engine
 from components.reading import known_digests, read_servers
 from components.release import Release, release_args
 from components.settings import Settings, from_pulumi
 from components.source import inspect
-
-end_quietly()
 
 with told_to_the_engine():
     stack = from_pulumi()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import importlib.metadata
 import os
 import signal
@@ -169,6 +171,7 @@ def point_tag(context: typer.Context) -> None:
 def main() -> NoReturn:
     """Run the command line; every failure ends in one message, the last thing on the screen, never in a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleaned up
+    atexit.register(gc.freeze)  # point-tag, a step of deployments, took as long to end as to do its work
     try:
         app(prog_name="./esteira")
         sys.exit(0)

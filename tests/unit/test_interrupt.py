@@ -15,6 +15,22 @@ from components.interrupt import told_to_the_engine
 ROOT = Path(__file__).resolve().parents[2]
 
 
+class TestLeaveGarbage:
+    """What a short program holds is not walked again and again: not while it loads, and not at its end."""
+
+    def test_at_the_end_nothing_is_left_to_walk(self) -> None:
+        text = (
+            "import atexit, gc\n"
+            "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 1000))\n"
+            "from components.interrupt import leave_garbage\n"
+            "leave_garbage()\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", text], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "False True\n")
+
+
 class TestEndQuietly:
     """The program ends at once, says nothing, and leaves the exit status of an interrupted one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import runpy
 import shutil
@@ -72,6 +73,7 @@ class Checkout:
         monkeypatch.setattr(reading, "read_servers", self._read)
         monkeypatch.setattr(pulumi, "export", self.exports.__setitem__)
         monkeypatch.setattr(signal, "signal", lambda *_: None)
+        monkeypatch.setattr(gc, "disable", lambda: None)
 
     def _read(self, settings: Settings, owner: str) -> dict[str, Reading | EsteiraError]:
         assert owner == f"esteira/{settings.stack}/parasite"
