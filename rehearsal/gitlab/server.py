@@ -78,7 +78,7 @@ class StandIn:
     Use as a context manager, or call :meth:`start` and :meth:`close`. It listens on loopback only; port 0 takes a free
     one. With ``state_file`` everything outlives it. ``registry`` (``http://host:port``) is a real one whose tags it
     lists and deletes; ``htpasswd`` a file of that registry in which the active deploy tokens are kept valid, beside the
-    lines that it has already.
+    lines that it has already. ``tls``: a certificate and its key, for HTTPS.
 
     ``objections`` holds what the OpenAPI description has against an exchange; leaving the context raises
     :class:`RehearsalError` if there is any. Without a description beside the project there is no such check, and
@@ -97,6 +97,7 @@ class StandIn:
         htpasswd: Path | None = None,
         rate_limit: RateLimit | None = None,
         latency: float = 0.0,
+        tls: tuple[Path, Path] | None = None,
         on_exchange: Callable[[Exchange], None] | None = None,
     ) -> None:
         self.faults = Faults()
@@ -114,8 +115,16 @@ class StandIn:
         if not self.state.tokens:
             self.new_token("maintainer")
         self._description = _read_description()
-        self._server = make_server(host, port, self._serve, threaded=True, request_handler=_Handler)
-        self.url = f"http://{host}:{self._server.server_port}"
+        certificate_and_key = (str(tls[0]), str(tls[1])) if tls is not None else None
+        self._server = make_server(
+            host,
+            port,
+            self._serve,
+            threaded=True,
+            request_handler=_Handler,
+            ssl_context=certificate_and_key,
+        )
+        self.url = f"{'https' if tls else 'http'}://{host}:{self._server.server_port}"
         images = (
             MemoryImages(self.state)
             if registry is None

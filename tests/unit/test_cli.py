@@ -346,6 +346,45 @@ class TestTesting:
         with pytest.raises(EsteiraError, match="may not be skipped here: no Docker here"):
             testing.run(local.Place(tmp_path), [])
 
+    @pytest.fixture
+    def npm(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        """Give a checkout with an npm that installs nothing but a file, and counts."""
+        for name in ("package.json", "package-lock.json"):
+            file = tmp_path / ".ci/gitlab-ci-local" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("{}")
+        program = tmp_path / "bin/npm"
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\n[ ! -e broken ] || exit 1\necho once >>calls\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+        monkeypatch.setattr(testing.shutil, "which", lambda name: str(program) if name == "npm" else None)
+        for name in ("CI", "ESTEIRA_REQUIRE_LIVE"):
+            monkeypatch.delenv(name, raising=False)
+        return tmp_path
+
+    def test_what_runs_the_pipelines_is_installed_once(self, npm: Path) -> None:
+        folder = npm / ".esteira/gitlab-ci-local"
+        for _ in range(2):
+            values: dict[str, str] = {}
+            testing._prepare_pipelines(npm, values)
+            assert values == {"ESTEIRA_GITLAB_CI_LOCAL": str(testing.gitlab_ci_local(npm))}
+        assert (folder / "calls").read_text() == "once\n"
+        (npm / ".ci/gitlab-ci-local/package-lock.json").write_text('{"other": "version"}')
+        testing._prepare_pipelines(npm, {})
+        assert (folder / "calls").read_text() == "once\nonce\n"
+
+    def test_where_it_cannot_be_had_ci_fails(self, npm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = npm / ".esteira/gitlab-ci-local"
+        folder.mkdir(parents=True)
+        (folder / "broken").touch()
+        values: dict[str, str] = {}
+        testing._prepare_pipelines(npm, values)
+        assert values == {}
+        monkeypatch.setenv("ESTEIRA_REQUIRE_LIVE", "1")
+        with pytest.raises(EsteiraError, match="npm cannot install gitlab-ci-local"):
+            testing._prepare_pipelines(npm, {})
+
 
 class TestLauncher:
     """./esteira makes .venv where it is missing or half made, and costs nothing where it is not."""

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from components import gitlab_access
 from components.errors import EsteiraError
 from components.gitlab_access import check_access
 from components.settings import GitlabStack, load_stack
+from rehearsal import gitlab_resources
 from rehearsal.gitlab import Fault, StandIn
+from rehearsal.monitor import Context
 
 
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,3 +126,51 @@ def test_no_certificate(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no")
     assert "caFile) cannot be read" in refusal(stack(None, root=tmp_path, caFile="none.pem"))
     assert "no certificate" in refusal(stack(None, root=tmp_path, caFile="ca.pem"))
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Iterator[StandIn]:
+    """Give a GitLab whose certificate is signed by an authority of its own, in ca.pem."""
+    authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    names = {
+        whose: x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, whose)]) for whose in ("ca", "gitlab")
+    }
+    now = dt.datetime.now(dt.timezone.utc)
+
+    def certificate(whose: str, public: Any, extension: x509.ExtensionType) -> bytes:
+        return (
+            x509.CertificateBuilder(names["ca"], names[whose], public, x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(extension, critical=True)
+            .sign(authority, hashes.SHA256())
+            .public_bytes(serialization.Encoding.PEM)
+        )
+
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    (tmp_path / "ca.pem").write_bytes(
+        certificate("ca", authority.public_key(), x509.BasicConstraints(ca=True, path_length=None))
+    )
+    (tmp_path / "gitlab.pem").write_bytes(certificate("gitlab", key.public_key(), address))
+    (tmp_path / "gitlab.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    with StandIn(tls=(tmp_path / "gitlab.pem", tmp_path / "gitlab.key")) as started:
+        started.project("group/parasite")
+        yield started
+
+
+def test_a_private_authority(private: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _impatient(monkeypatch)
+    check_access(stack(private, root=tmp_path, caFile="ca.pem"))
+    assert "Name the file" in refusal(stack(private, root=tmp_path))
+    provider = {
+        "token": private.token,
+        "baseUrl": private.base_url,
+        "cacertFile": str(tmp_path / "ca.pem"),
+    }
+    context = Context(tmp_path, "it", lambda _: None, lambda _: None, provider, frozenset())
+    found = gitlab_resources.get_project({"pathWithNamespace": "group/parasite"}, context)
+    assert found["pathWithNamespace"] == "group/parasite"
