@@ -121,10 +121,18 @@ def resolve(
     for (key, scope), (value, path) in sorted(sources.items()):
         position, entry = _written_for(gitlab, key, scope)
         attributes = _attributes(key, entry, secret=(key, scope) in secret_names)
-        variable = Variable(key, scope, value, attributes)
+        variable = Variable(key, scope, _ended(value) if attributes.file else value, attributes)
         variables.append(variable)
         faults += _variable_faults(variable, path, position, len(gitlab.variables))
     return variables, faults
+
+
+def _ended(text: str) -> str:
+    """Return a file's text with an end of its last line, which `pulumi config set` takes off.
+
+    OpenSSH refuses the file of a private key without it.
+    """
+    return f"{text}\n" if "\n" in text and not text.endswith("\n") else text
 
 
 def _from_settings(gitlab: GitlabSettings, image: str, moving_tag: str) -> Iterator[tuple[str, str, str]]:

@@ -358,7 +358,7 @@ class TestTesting:
         program.write_text("#!/bin/sh\n[ ! -e broken ] || exit 1\necho once >>calls\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-        monkeypatch.setattr(testing.shutil, "which", lambda name: str(program) if name == "npm" else None)
+        monkeypatch.setattr("shutil.which", lambda name: str(program) if name == "npm" else None)
         for name in ("CI", "ESTEIRA_REQUIRE_LIVE"):
             monkeypatch.delenv(name, raising=False)
         return tmp_path

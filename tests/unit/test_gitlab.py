@@ -128,6 +128,12 @@ class TestTheProceduresNames:
         assert seen("CONTAINER_IMAGE") == ("env_var", False, False, False, True)
         assert found["DEPLOYMENT_SERVER_IP@production"].inputs["environmentScope"] == "production"
 
+    def test_a_key_ends_with_a_line_end(self) -> None:
+        """`pulumi config set` takes it off, and OpenSSH refuses the file of a key without."""
+        found = variables_of(told(None, {"DEPLOYMENT_SERVER_KEY": KEY.rstrip("\n"), "OWN": "no-line-end"}))
+        assert found["DEPLOYMENT_SERVER_KEY"].plain("value") == KEY.rstrip("\n") + "\n"
+        assert found["OWN"].plain("value") == "no-line-end"
+
     def test_a_backend_with_a_password_is_masked(self) -> None:
         plain = variables_of(told({"backendUrl": "s3://state"}))["PULUMI_BACKEND_URL"]
         secret = variables_of(told(None, {"PULUMI_BACKEND_URL": "postgres://pulumi:MARKER@db/pulumi"}))
