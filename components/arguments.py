@@ -49,8 +49,23 @@ def phase_values(settings: Settings, server: ServerSettings, commit: str, tag: s
         values.append(("preDeploy", shlex.join(settings.pre_deploy)))
     values.append(("edgeImage", settings.edge_image))
     if settings.strategy == "recreate":
-        return [*values, ("probeNetwork", (container.networks or ["bridge"])[0])]
-    return [*values, *edge_values(settings)]
+        values.append(("probeNetwork", (container.networks or ["bridge"])[0]))
+    else:
+        values += edge_values(settings)
+    return [*values, *trial_values(settings)]
+
+
+def trial_values(settings: Settings) -> list[tuple[str, str]]:
+    """Return what only several servers need to know, in seconds: with one, a switch is never on trial.
+
+    Which server is a canary is not among it: servers may change their order without a change of any command.
+    """
+    if len(settings.servers) == 1:
+        return []
+    values = [("confirmTimeout", str(math.ceil(settings.rollout.confirm_timeout)))]
+    if settings.strategy == "recreate":
+        values += [("watch", f"{settings.rollout.watch:g}"), ("drainTime", f"{settings.drain_time:g}")]
+    return values
 
 
 def edge_values(settings: Settings) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 import socket
+import subprocess
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,43 @@ def ssh_client(settings: Settings, server: ServerSettings) -> Iterator[paramiko.
         )
         stack.callback(client.close)
         yield client
+
+
+def run_on(
+    settings: Settings, server: ServerSettings, text: str, stdin: str, *, timeout: float
+) -> tuple[int, str, str]:
+    """Run a command on a server, as the deployment's commands are run: (exit status, stdout, stderr).
+
+    Raises EsteiraError where the server cannot be reached, or has not ended it within ``timeout`` seconds.
+    """
+    slow = f"Server {server.name} has not ended it within {timeout:g} s."
+    if server.local:
+        try:
+            done = subprocess.run(
+                ["/bin/sh", "-c", text],
+                input=stdin,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise EsteiraError(slow) from None
+        return done.returncode, done.stdout, done.stderr
+    with ssh_client(settings, server) as client:
+        try:
+            to, said, failed = client.exec_command(text, timeout=timeout)
+            to.write(stdin)
+            to.channel.shutdown_write()
+            out, err = said.read().decode(errors="replace"), failed.read().decode(errors="replace")
+            return said.channel.recv_exit_status(), out, err
+        except TimeoutError:
+            raise EsteiraError(slow) from None
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise EsteiraError(
+                f"The connection to server {server.name} ({server.host}) was lost: {_network_reason(error)}."
+            ) from None
 
 
 def parse_private_key(text: str) -> paramiko.PKey:

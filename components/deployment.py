@@ -1,9 +1,11 @@
 """The deployment: per server, the remote commands that replace the running release by the declared one.
 
 A command's text holds the plain settings, one a line, most as the options of ``docker create`` that they become. The
-order of servers is the dependency graph, so a preview shows it.
+order of servers is the dependency graph, so a preview shows it: the candidates of all, the canaries' switches, those of
+the others in batches, and when all have switched they are confirmed. One server alone needs no confirmation.
 """
 
+import asyncio
 import getpass
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +14,8 @@ from typing import Any, TypedDict
 
 import pulumi
 import pulumi_command
+from pulumi.runtime.mocks import MockMonitor
+from pulumi.runtime.settings import get_monitor
 
 from components.arguments import (
     container_command,
@@ -27,6 +31,7 @@ from components.connection import connection_args
 from components.errors import EsteiraError
 from components.reading import Reading
 from components.remote import command_text
+from components.rollout import Rescue
 from components.settings import ServerSettings, Settings, image_name
 
 Command = pulumi_command.local.Command | pulumi_command.remote.Command
@@ -63,30 +68,37 @@ class Deployment(pulumi.ComponentResource):
         super().__init__("esteira:index:Deployment", name, None, opts)
         self._name, self._args = name, args
         settings = args["settings"]
-        phases = [(server, self._phases(server)) for server in settings.servers]
+        self._rescue, self._hooks = None, None
+        if len(settings.servers) > 1:
+            self._rescue = Rescue(settings, args["commit"])
+            self._hooks = _hooks(name, self._rescue)
+        phases = [self._phases(server) for server in settings.servers]
 
-        def everywhere(
-            phase: str, suffix: str, after: Sequence[pulumi.Resource], alone: int
-        ) -> list[Command]:
-            """Declare a phase of every server; all others wait for that of the first ``alone``."""
-            made: list[Command] = []
-            for server, declare in phases:
-                made.append(declare(phase, f"{name}-{server.name}{suffix}", [*after, *made[:alone]]))
-            return made
+        def declare(index: int, phase: str, suffix: str, after: Sequence[pulumi.Resource]) -> Command:
+            return phases[index](phase, f"{name}-{settings.servers[index].name}{suffix}", after)
 
-        # A preDeploy command runs on the first server only, before the new release runs anywhere.
-        alone = 1 if settings.pre_deploy else 0
-        if settings.strategy == "blueGreen":
-            # No server switches before the candidates of all are healthy.
-            done = everywhere("switch", "", everywhere("candidate", "-candidate", [], alone), 0)
+        everyone = range(len(phases))
+        if settings.strategy == "recreate" and len(phases) == 1:
+            done = [declare(0, "deploy", "", [])]
         else:
-            done = everywhere("deploy", "", [], alone)
+            # A preDeploy command runs on the first server only, before the new release runs anywhere. No server
+            # switches before the candidates of all are healthy.
+            candidates: list[Command] = []
+            for index in everyone:
+                first = candidates[:1] if settings.pre_deploy else []
+                candidates.append(declare(index, "candidate", "-candidate", first))
+            done, before = [], candidates
+            for step in settings.rollout.steps(len(phases)):
+                before = [declare(index, "switch", "", [*candidates, *before]) for index in step]
+                done += before
+            if len(phases) > 1:
+                done = [declare(index, "confirm", "-confirm", done) for index in everyone]
         # A preview knows it already; an update says so of a server only when that one has done it.
         known: pulumi.Input[str] | None = args["commit"] if pulumi.runtime.is_dry_run() else None
         self.releases = pulumi.Output.all(
             **{
                 server.name: known or command.stdout.apply(lambda _: args["commit"])
-                for (server, _), command in zip(phases, done, strict=True)
+                for server, command in zip(settings.servers, done, strict=True)
             }
         )
         self.register_outputs({"releases": self.releases})
@@ -97,16 +109,29 @@ class Deployment(pulumi.ComponentResource):
         options = create_options(settings, server, commit)
         arguments = container_command(settings.container)
         mark = release_fingerprint(settings, options, arguments)
-        stdin = pulumi.Output.all(
-            pulumi.Output.secret(self._args["image"]), self._request(server, mark)
-        ).apply(lambda given: deploy_input(settings, server, mark, *given))
         values = phase_values(settings, server, commit, self._args["tag"])
 
-        def declare(phase: str, name: str, after: Sequence[pulumi.Resource]) -> Command:
-            text = command_text(phase, values, options, arguments)
-            return self._command(
-                server, name, text=text, stdin=stdin, after=after, removes=phase != "candidate"
+        def text_of(phase: str) -> str:
+            return command_text(phase, values, options, arguments)
+
+        def stdin_of(given: Sequence[str]) -> str:
+            image, request = given
+            stdin = deploy_input(settings, server, mark, image, request)
+            return (
+                self._rescue.learn(server, text_of("undo"), text_of("confirm"), stdin)
+                if self._rescue
+                else stdin
             )
+
+        stdin = pulumi.Output.all(
+            pulumi.Output.secret(self._args["image"]), self._request(server, mark)
+        ).apply(stdin_of)
+
+        def declare(phase: str, name: str, after: Sequence[pulumi.Resource]) -> Command:
+            if self._rescue:
+                self._rescue.add(name, phase)
+            removes = phase in {"switch", "deploy"}
+            return self._command(server, name, text=text_of(phase), stdin=stdin, after=after, removes=removes)
 
         return declare
 
@@ -166,11 +191,27 @@ class Deployment(pulumi.ComponentResource):
             # A container of another name is another container, and the old one goes first, because it holds the port.
             "triggers": [owner_of(settings)],
             "add_previous_output_in_env": False,
-            "opts": pulumi.ResourceOptions(parent=self, depends_on=after, delete_before_replace=True),
+            "opts": pulumi.ResourceOptions(
+                parent=self, depends_on=after, delete_before_replace=True, hooks=self._hooks
+            ),
         }
         if server.local:
             return pulumi_command.local.Command(name, **shared)
         return pulumi_command.remote.Command(name, connection=connection_args(settings, server), **shared)
+
+
+def _hooks(name: str, rescue: Rescue) -> pulumi.ResourceHookBinding | None:
+    """Return what ends the rollout when one of its commands fails, None where there is no engine to call it."""
+    if isinstance(get_monitor(), MockMonitor):
+        return None
+
+    async def end(failed: pulumi.ErrorHookArgs) -> bool:
+        for sentence in await asyncio.to_thread(rescue.after, [failed.name]):
+            # Without a resource it is sent at once: the program may be ended as soon as this has returned.
+            pulumi.warn(sentence)
+        return False
+
+    return pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook(f"{name}-rescue", end)])
 
 
 def addresses(settings: Settings) -> dict[str, list[str]]:

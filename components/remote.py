@@ -27,6 +27,7 @@ SERVER_FILES = (
     "recreate.sh",
     "edge.sh",
     "blue_green.sh",
+    "rollout.sh",
     "read.sh",
     "remove.sh",
     "main.sh",

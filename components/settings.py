@@ -16,6 +16,7 @@ import copy
 import difflib
 import ipaddress
 import json
+import math
 import os
 import posixpath
 import re
@@ -467,6 +468,15 @@ class AcmeSettings(_Model):
 class RolloutSettings(_Model):
     """How a release goes over the servers."""
 
+    canary: Annotated[int, BeforeValidator(rule.number(0, 10000, "The number of servers"))] = _key(
+        "How many servers switch first, when the candidates of all are healthy, and are watched alone.",
+        "number",
+        1,
+        1,
+    )
+    batch_size: Annotated[
+        int | None, BeforeValidator(rule.maybe(rule.number(1, 10000, "The number of servers")))
+    ] = _key("How many of the others switch at a time.", "number", 2, None, shown="all of them")
     watch: Seconds = _key(
         "How long a release is watched after the switch; if it fails in that time, the edge points back.",
         "duration",
@@ -474,6 +484,20 @@ class RolloutSettings(_Model):
         3.0,
         shown="`3s`",
     )
+    confirm_timeout: SomeSeconds = _key(
+        "With several servers: how long a server waits, switched, for the others; then it takes its switch back.",
+        "duration",
+        "3m",
+        180.0,
+        shown="`3m`",
+    )
+
+    def steps(self, count: int) -> list[range]:
+        """Return which of ``count`` servers switch together, in the order of the steps: canaries, then batches."""
+        size = self.batch_size or max(count, 1)
+        first = min(self.canary, count)
+        batches = [range(start, min(start + size, count)) for start in range(first, count, size)]
+        return [range(first), *batches] if first else batches
 
 
 class JumpHostSettings(_Model):
@@ -1097,7 +1121,24 @@ class Settings(_Model):
                     lines=(f"pulumi config rm --path 'esteira:servers[{index}]'",),
                 )
             places.append(place)
+        if len(servers) > 1 and not failed & {"servers", "rollout"}:
+            yield from self._rollout_faults(len(servers))
         yield from self._login_faults(servers, names, failed)
+
+    def _rollout_faults(self, count: int) -> Iterator[Fault]:
+        """The first server to switch waits for the last one."""
+        rollout = self.rollout
+        steps = len(rollout.steps(count))
+        # What a step takes beside the watching is at least the time of a connection and a switch.
+        needed = math.ceil(steps * (rollout.watch + 2))
+        if rollout.confirm_timeout < needed:
+            yield Fault(
+                f"The first of {count} servers waits for {steps} steps, each of which is watched for "
+                f"{rollout.watch:g} s, so it would take its switch back before the last one has switched: make this "
+                "longer, or batchSize greater.",
+                ("rollout", "confirmTimeout"),
+                f"{2 * needed}s",
+            )
 
     def _login_faults(
         self, servers: list[ServerSettings], names: list[str], failed: frozenset[str]

@@ -21,6 +21,7 @@ from pulumi.runtime.mocks import MockSettings
 from pulumi.runtime.settings import configure
 
 from components.errors import EsteiraError
+from components.rollout import rescue
 from rehearsal.monitor import Engine, Monitor
 from rehearsal.processes import end_all
 
@@ -122,6 +123,9 @@ def _run(request: dict[str, Any], events: Events) -> str | None:
     monitor.stop_beginning("the program stopped" if failure else None)
     monitor.wait_until_idle()
     cause = monitor.first_failure or ("\n".join(engine.errors) if failure else None) or failure
+    if cause is not None and request["action"] == "up":
+        # The engine's error hooks do not run here.
+        rescue(monitor.failed, lambda text: events.emit("line", text=f"warning: {text}"))
     if cause is None and request["action"] == "up":
         cause = monitor.finish()
     if cause is None and request["action"] == "destroy":

@@ -126,6 +126,8 @@ class Monitor(MockMonitor):
         super().__init__(_NoMocks())
         self.outputs: dict[str, Any] = {}
         self.first_failure: str | None = None
+        self.failed: list[str] = []
+        """Names of what failed, in order."""
         self._root = root
         self._act = act
         self._emit = emit
@@ -312,6 +314,7 @@ class Monitor(MockMonitor):
 
     def _fail(self, name: str, error: Exception) -> Exception:
         with self._state:
+            self.failed.append(name)
             if self.first_failure is None:
                 self.first_failure = _sentence(name, error)
             if self._stopped is None:

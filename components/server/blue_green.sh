@@ -1,9 +1,14 @@
 # Esteira on a server: strategy blueGreen. The candidate starts beside the running release, in the slot that gets no
 # requests; when it is healthy the edge is pointed at that slot; when the old slot is drained its release is stopped.
 # What serves is what runs in the slot that the edge points at; names only follow.
+#
+# With several servers the switch is on trial until all of them have switched: the release before keeps running, with its
+# name and restart policy, and the candidate gets neither before phase confirm. A switch that nobody confirms is taken back.
 
-# Sets, beyond look_around, serving_* by the edge's slot.
+# Sets, beyond look_around, serving_* by the edge's slot, and held where this rollout's own switch, which is to be confirmed,
+# still holds.
 look_around_slots() {
+  held=''
   # It comes up while the rest is looked at; where no edge runs, enter_edge finds out.
   [ -n "$probe_is_open" ] || probe_open_in_edge "$edge"
   look_around
@@ -11,10 +16,20 @@ look_around_slots() {
   enter_edge || return 0
   slot_holder "$active"
   if [ -n "$holder_id" ] && [ "$holder_id" != "$serving_id" ]; then
+    if [ "$phase" = confirm ] && [ "$holder_id" = "$declared_id" ] && is_noted switched; then
+      held=yes
+      return 0
+    fi
     # The name follows when a release has proven itself. A run was cut off before that: while what has the name still
     # runs, that is what serves, and the new release has to prove itself again.
     [ "$serving_state" = running ] && in_slot "$serving_id" "$(other_slot "$active")" &&
       point_edge "$(other_slot "$active")" && return 0
+    if [ -n "$confirm_timeout" ]; then
+      # With several servers nothing serves that was not confirmed.
+      take_back_slots
+      look_around
+      return 0
+    fi
     serving_id=$holder_id
     # shellcheck disable=SC2046 # three words
     set -- $(docker inspect --format '{{index .Config.Labels "esteira.release"}} {{index .Config.Labels "esteira.commit"}} {{.HostConfig.RestartPolicy.Name}}' "$serving_id")
@@ -42,7 +57,7 @@ candidate() {
 # Sets unchanged where the declared release serves already, else candidate_id, candidate_name and free (its slot).
 prepare_candidate() {
   unchanged=''
-  look_around_slots
+  [ -n "$looked" ] || look_around_slots
   if [ -n "$active" ] && [ -n "$declared_id" ] && [ "$declared_id" = "$serving_id" ] && in_slot "$serving_id" "$active"; then
     unchanged=yes
     [ "$declared_state $declared_name" = "running $name" ] || prove_serving
@@ -58,7 +73,7 @@ prepare_candidate() {
     [ "$declared_state" = running ] || say "release $short_commit is still on the server: nothing to pull"
   else
     fetch_image
-    [ "$phase" = switch ] || run_pre_deploy "$@"
+    [ "$phase" != candidate ] || run_pre_deploy "$@"
     candidate_name=$release-candidate
     create_container "$candidate_name" release yes "$@" ||
       refuse "The container of the new release cannot be created" "$(docker_said)"
@@ -170,30 +185,66 @@ keep_for_a_while() {
   ) </dev/null >/dev/null 2>&1 7>&- 8<&- &
 }
 
-# Phase switch: the edge points at the candidate, and the release before it is drained and stopped.
+# Phase switch: the edge points at the candidate, and the release before it is drained and stopped; with several servers
+# that waits for phase confirm.
 switch() {
+  trial=$confirm_timeout
+  switch_slots "$@"
+  if [ -n "$trial" ]; then
+    note_down switched
+    say "on trial: commit $short_commit serves until all servers have switched, at most $trial s, or is taken back"
+  elif [ -z "$unchanged" ]; then
+    settle_switch
+  fi
+}
+
+# Phase confirm: all servers have switched. A switch that does not hold any more is made again, to stay.
+confirm() {
+  look_around_slots
+  looked=yes
+  if [ -n "$held" ]; then
+    candidate_id=$declared_id old_id=$serving_id old_slot=$(other_slot "$active")
+    docker update --restart "$restart" "$candidate_id" >/dev/null
+    point_edge "$active" || { reopen_edge && point_edge "$active"; } ||
+      fail "The edge of $name on server $server does not answer, so the switch to commit $short_commit is not confirmed. Look at the edge there: docker logs $edge"
+    settle_switch
+    return 0
+  fi
+  switch_slots "$@"
+  [ -n "$unchanged" ] || settle_switch
+}
+
+# Makes the candidate serve: as long as it is confirmed in time where trial is set.
+switch_slots() {
   prepare_candidate "$@"
   if [ -n "$unchanged" ]; then
+    trial=''
     settle_slots
     prune_releases
     return 0
   fi
+  [ "$phase" != confirm ] || say "the switch on trial did not hold until now: switching again"
   old_id=$serving_id old_slot=$active took_over='' replaced_edge=''
   [ "$old_id" != "$candidate_id" ] || old_id=''
   if edge_is_declared; then
     configure_running_edge "$free"
-    docker update --restart "$restart" "$candidate_id" >/dev/null
-    point_edge "$free" || {
+    if [ -n "$trial" ]; then guard_switch; else docker update --restart "$restart" "$candidate_id" >/dev/null; fi
+    move_edge "$free" || {
       return_to_old
       abandon
       fail "The edge of $name on server $server does not answer: release $short_commit was not switched to. $taken_back Look at the edge there: docker logs $edge"
     }
   else
     bring_edge
+    [ -z "$trial" ] || guard_switch
   fi
   measure "$candidate_start"
   say "switched to commit $short_commit, $took after its start"
   watch_release
+}
+
+# What serves has proven itself: it gets the name, and what it has replaced goes.
+settle_switch() {
   [ -z "$replaced_edge" ] || name_edge
   give_slot_names
   drain
@@ -231,7 +282,9 @@ watch_release() {
 take_back_switch() {
   last_answer=$failed_answer
   show_failure "$candidate_id" "release $short_commit, watched after the switch,"
-  point_back
+  if [ "$strategy" = recreate ]; then take_back; else point_back; fi
+  # Nothing is left for the guard to take back.
+  mark_run
   fail "Release $short_commit failed on server $server after the switch: $verdict; last answer: $failed_answer. $taken_back"
 }
 
@@ -338,9 +391,18 @@ edge_is_declared() {
   [ -n "$active" ] && [ "$edge_mark" = "$edge_fingerprint" ]
 }
 
-# Puts the edge in front of the candidate: the shared one for a domain, one of its own for plain ports.
+# Puts the edge in front of the candidate: the shared one for a domain, one of its own for plain ports. Where the switch is
+# on trial, its file says the other slot.
 bring_edge() {
-  if [ -n "$domain" ]; then add_site "$free"; else install_edge; fi
+  lasting=$free
+  [ -z "$trial" ] || lasting=$(other_slot "$free")
+  if [ -z "$domain" ]; then
+    install_edge
+  else
+    add_site "$lasting"
+    [ -z "$trial" ] || try_edge "$free" ||
+      fail "The shared edge does not answer on server $server. Look at it there: docker logs $edge"
+  fi
 }
 
 # What is left where an application got a domain, or lost it.
@@ -360,15 +422,17 @@ install_edge() {
   create_edge "$edge-next" "$@"
   # The configuration before, for the way back: both edges have the same volume.
   [ -z "$edge_id" ] || docker cp "$edge_id:/edge" "$passing/edge-before" 2>/dev/null
-  configure_stopped_edge "${active:-$free}"
-  docker update --restart "$restart" "$candidate_id" >/dev/null
+  # The container that has the port stops now, and cannot come back by a file of the edge: such a switch lasts.
+  [ -n "$edge_id" ] || [ -z "$serving_id" ] || [ -z "$(docker port "$serving_id")" ] || took_over=yes
+  [ -z "$took_over" ] || lasting=$free
+  configure_stopped_edge "${active:-$lasting}"
+  [ -n "$trial" ] && [ -z "$took_over" ] || docker update --restart "$restart" "$candidate_id" >/dev/null
   still_wanted
   read_clock && gap_start=$now
   probe_close
   if [ -n "$edge_id" ]; then
     stop_container "$edge_id" 2
-  elif [ -n "$serving_id" ] && [ -n "$(docker port "$serving_id")" ]; then
-    took_over=yes
+  elif [ -n "$took_over" ]; then
     stop_container "$serving_id"
   fi
   replaced_edge=$edge_id
@@ -393,7 +457,7 @@ start_created_edge() {
   edge_id=$created_edge edge_state=running edge_mark=$edge_fingerprint
   read_clock && edge_start=$now
   # Its volume may still say that another slot serves.
-  if enter_edge && point_edge "$free"; then
+  if enter_edge && if [ -n "$took_over" ]; then point_edge "$free"; else move_edge "$free"; fi; then
     while probe_ask "http 2 http://localhost:10000/"; do
       case $answer in *HTTP/*) return 0 ;; esac
       read_clock

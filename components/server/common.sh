@@ -64,11 +64,12 @@ docker_said() {
   sed -n '/[^ ]/ { s/^docker: //; s/^Error response from daemon: //; p; q; }' "$passing/error"
 }
 
-# Sets daemon, what tells this Docker daemon from others; ends the run with what to do where none answers.
+# Sets daemon, what tells this Docker daemon from others, and live_restore; ends the run with what to do where none answers.
 require_docker() {
   command -v docker >/dev/null 2>&1 ||
     fail "Docker is not installed on server $server. Install Docker Engine 20.10 or later there, as root: apt-get install docker.io"
-  daemon=$(docker info --format '{{.ID}}' 2>/dev/null | tr -dc 'A-Za-z0-9')
+  message=$(docker info --format '{{.LiveRestoreEnabled}} {{.ID}}' 2>/dev/null)
+  live_restore=${message%% *} daemon=$(printf '%s' "${message#* }" | tr -dc 'A-Za-z0-9')
   [ -z "$daemon" ] || return 0
   # Why, the other command says in better words.
   message=$(docker version --format '{{.Server.Arch}}' 2>&1) && return 0

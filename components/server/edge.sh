@@ -6,6 +6,9 @@
 # A request goes to the green slot while the file /edge/NAME/green exists, else to the blue one. Switching is making or
 # removing that one file: no configuration changes during a release, because a reload cuts WebSockets and drops requests.
 # It dials the network aliases NAME-blue and NAME-green, which survive renames, never container names.
+#
+# A switch on trial is a file of the same kind in the edge's own memory: /dev/shm/NAME-green or NAME-blue, which go before
+# /edge/NAME/green. When edge, daemon or machine is started anew it is gone, and what served before the trial serves.
 
 # Sets edge_id, edge_state, edge_mark and active (the slot that gets the requests), empty where there is no edge. After
 # look_around it costs nothing.
@@ -21,7 +24,7 @@ look_at_edge() {
   done <<END
 $seen
 END
-  [ -z "$next_id" ] || { probe_close && settle_edges; }
+  [ -z "$next_id" ] || [ -n "$taking_back" ] || { probe_close && settle_edges; }
 }
 
 # A run was cut off while it put an edge in place. If that one runs it has the ports, and was complete before its start.
@@ -52,8 +55,8 @@ enter_edge() {
   fi
   [ -n "$probe_is_open" ] || probe_open_in_edge "$edge_id" || return 1
   # Once more, where docker was too busy: an edge that is not entered is taken for one to be replaced.
-  probe_ask "slot 5 /edge/$name" ||
-    { probe_close && probe_open_in_edge "$edge_id" && probe_ask "slot 5 /edge/$name"; } || return 1
+  probe_ask "slot 5 $name" ||
+    { probe_close && probe_open_in_edge "$edge_id" && probe_ask "slot 5 $name"; } || return 1
   # An edge that other applications share may not know this one yet.
   [ "$answer" != none ] || { probe_close && return 1; }
   active=$answer
@@ -66,8 +69,19 @@ other_slot() {
 
 # The one step that moves traffic: requests that begin after it go to slot $1.
 point_edge() {
-  probe_ask "point-$1 5 /edge/$name" && [ "$answer" = "$1" ] || return 1
-  active=$1
+  probe_ask "point-$1 5 $name" && [ "$answer" = "$1" ] || return 1
+  active=$1 on_trial=''
+}
+
+# The same on trial: the co-process ends it where nobody has confirmed it long after its deadline.
+try_edge() {
+  probe_ask "try-$1 $((trial + 15)) $name" && [ "$answer" = "$1" ] || return 1
+  active=$1 on_trial=yes
+}
+
+# Moves the traffic to slot $1, on trial where that is how the run switches.
+move_edge() {
+  if [ -n "$trial" ]; then try_edge "$1"; else point_edge "$1"; fi
 }
 
 # Sets in_flight: the requests, WebSockets and event streams that slot $1 still answers, as the edge itself counts them.
@@ -105,9 +119,15 @@ slot_configuration() {
 site_configuration() {
   echo "$1 {"
   [ -z "$domain" ] || [ -z "$acme_email$acme_directory" ] || certificate_configuration
-  echo "	@green file {"
-  echo "		root /edge/$name"
-  echo "		try_files /green"
+  echo "	@green {"
+  echo "		file {"
+  echo "			root /"
+  echo "			try_files /dev/shm/$name-green /edge/$name/green"
+  echo "		}"
+  echo "		not file {"
+  echo "			root /"
+  echo "			try_files /dev/shm/$name-blue"
+  echo "		}"
   echo "	}"
   echo "	handle @green {"
   echo "		import /edge/$name/green.$2"

@@ -3,14 +3,27 @@
 # What runs inside the probe's container or the edge: one line "kind seconds target" in, one line of answer out. Stock
 # busybox or Debian; the first status line counts, so that a redirect is judged as a redirect. The bound is timeout's, not
 # wget's: Debian's busybox crashes on wget -T.
+#
+# It also moves the edge's markers (edge.sh). After a move on trial it stays when its input has ended, and guards: unless the
+# mark has become another one it takes it away after that many seconds, even if no process of ours on the server lives.
 # shellcheck disable=SC2016 # expanded in that container
 probe_program='
+trial=/dev/shm/
 while read -r kind seconds target; do
+  said="" lasting=/edge/$target/green
   case $kind in
     http) said=$(timeout "$seconds" wget -S -O /dev/null --no-check-certificate "$target" 2>&1 </dev/null) ;;
-    slot) if [ -e "$target/green" ]; then said=green; elif [ -e "$target/site" ]; then said=blue; else said=none; fi ;;
-    point-green) : >"$target/green" && said=green ;;
-    point-blue) rm -f "$target/green" && said=blue ;;
+    slot)
+      said=blue
+      if [ ! -e "/edge/$target/site" ]; then
+        said=none
+      elif [ ! -e "$trial$target-blue" ]; then
+        if [ -e "$trial$target-green" ] || [ -e "$lasting" ]; then said=green; fi
+      fi ;;
+    point-green) : >"$lasting" && rm -f "$trial$target-green" "$trial$target-blue" && said=green ;;
+    point-blue) rm -f "$lasting" "$trial$target-green" && rm -f "$trial$target-blue" && said=blue ;;
+    try-green) echo $$ >"$trial$target-green" && rm -f "$trial$target-blue" && guarded=$target-green left=$seconds said=green ;;
+    try-blue) echo $$ >"$trial$target-blue" && rm -f "$trial$target-green" && guarded=$target-blue left=$seconds said=blue ;;
     sum) said=$(cat $target 2>/dev/null | sha256sum) ;;
     upstreams) said=$(timeout "$seconds" wget -q -O - http://localhost:2019/reverse_proxy/upstreams 2>&1 </dev/null) ;;
     tcp) said=$(timeout "$seconds" nc -z -w "$seconds" ${target%:*} ${target##*:} 2>&1 </dev/null) && said=connected ;;
@@ -18,6 +31,11 @@ while read -r kind seconds target; do
   answer=$(printf "%s\n" "$said" | grep -m 1 "HTTP/") || answer=$(printf "%s\n" "$said" | grep -v "^ *$" | tail -n 1)
   [ -n "$answer" ] || answer="no answer"
   printf "%s\n" "$answer" | tr -d "\r"
+done
+while [ -n "$guarded" ] && [ "$(cat "$trial$guarded" 2>/dev/null)" = $$ ]; do
+  [ "$left" -gt 0 ] || rm -f "$trial$guarded"
+  left=$((left - 1))
+  sleep 1
 done'
 
 # Starts one probe for the whole gate, on network $1, as a co-process: asking it costs no docker command.
@@ -53,12 +71,12 @@ probe_ask() {
   printf '%s\n' "$1" >&7 2>/dev/null && read -r answer <&8
 }
 
-# Ends the co-process: it ends by itself at the end of its input.
+# Ends the co-process: it ends by itself at the end of its input. One that guards a switch on trial stays as long as that.
 probe_close() {
   [ -n "$probe_is_open" ] || return 0
   exec 7>&- 8<&-
-  wait "$probe_process" 2>/dev/null
-  probe_is_open=
+  [ -n "$on_trial" ] || wait "$probe_process" 2>/dev/null
+  probe_is_open='' on_trial=''
   return 0
 }
 

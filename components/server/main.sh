@@ -27,7 +27,7 @@ main() {
       commit=*) commit=${1#*=} ;;
       tag=*) tag=${1#*=} ;;
       registry=*) registry=${1#*=} ;;
-      strategy=*) ;; # for who reads a preview: the phase says it
+      strategy=*) strategy=${1#*=} ;;
       restart=*) restart=${1#*=} ;;
       network=*) more_networks="$more_networks ${1#*=}" ;;
       preDeploy=*) pre_deploy=${1#*=} ;;
@@ -53,6 +53,7 @@ main() {
       watch=*) hundredths "${1#*=}" && watch=$hundredths ;;
       drainTime=*) hundredths "${1#*=}" && drain_time=$hundredths ;;
       candidateLifetime=*) candidate_lifetime=${1#*=} ;;
+      confirmTimeout=*) confirm_timeout=${1#*=} ;;
       client=*) client=${1#*=} ;;
       --) shift && break ;;
       *) printf 'error: the server does not know the argument %s\n' "${1%%=*}" >&2 && exit 2 ;;
@@ -70,7 +71,7 @@ main() {
   [ -z "$domain" ] || { edge=esteira-edge edge_network=esteira edge_owner=esteira edge_fingerprint=$edge_image,80,443; }
   case $phase in
     read) read_server ;;
-    deploy | candidate | switch)
+    deploy | candidate | switch | confirm | undo)
       short_digest=${image##*@}
       short_digest=$(printf %.19s "$short_digest")
       release=$name-$(printf %.12s "$commit")-$(printf %.6s "${image##*sha256:}")$(printf %.6s "$fingerprint")
@@ -79,10 +80,15 @@ main() {
       make_passing_files
       remember_server_name
       remove_leftovers
-      case $phase in
-        deploy) recreate "$@" ;;
-        candidate) candidate "$@" ;;
-        switch) switch "$@" ;;
+      [ "$phase" = undo ] || refuse_given_up
+      case $strategy.$phase in
+        *.undo) undo ;;
+        recreate.candidate) prepare_recreate "$@" ;;
+        recreate.confirm) confirm_recreate "$@" ;;
+        recreate.*) trial=$confirm_timeout && recreate "$@" ;;
+        *.candidate) candidate "$@" ;;
+        *.confirm) confirm "$@" ;;
+        *) switch "$@" ;;
       esac
       ;;
     remove)

@@ -11,7 +11,11 @@ read_server() {
   list_releases | sed 's/^/release /'
   docker container inspect --format \
     'edge {{.State.Status}} {{with index .Config.Labels "esteira.edge"}}{{.}}{{else}}-{{end}}' "$edge" 2>/dev/null
-  docker exec "$edge" sh -c "if [ -e '/edge/$name/green' ]; then echo slot $name-green; elif [ -e '/edge/$name/site' ]; then echo slot $name-blue; fi" 2>/dev/null
+  docker exec "$edge" sh -c "
+    if [ ! -e '/edge/$name/site' ]; then :
+    elif [ -e '/dev/shm/$name-blue' ]; then echo slot $name-blue
+    elif [ -e '/dev/shm/$name-green' ] || [ -e '/edge/$name/green' ]; then echo slot $name-green
+    else echo slot $name-blue; fi" 2>/dev/null
   docker ps --no-trunc --filter "label=esteira.owner=$owner" --filter label=esteira.role=release --quiet |
     xargs -r docker inspect --format 'running {{.Name}} {{range .NetworkSettings.Networks}}{{range .Aliases}}{{.}} {{end}}{{end}}' 2>/dev/null
   echo end

@@ -1,6 +1,8 @@
 # Esteira on a server: strategy recreate. Everything that can fail without a gap is done first; then stop old, start new.
 
-# Phase deploy: the declared release runs, or the one before does again.
+# With several servers, phase candidate does what can fail without a gap, switch does the rest on trial, and confirm settles.
+
+# Phases deploy and switch: the declared release runs, or the one before does again.
 recreate() {
   look_around
   look_at_edge
@@ -11,12 +13,13 @@ recreate() {
     prune_releases
     return 0
   fi
+  [ "$phase" != confirm ] || say "the switch on trial did not hold until now: switching again"
   if [ -n "$declared_id" ]; then
     say "release $short_commit is still on the server: nothing to pull"
     candidate_id=$declared_id candidate_name=$declared_name
   else
     fetch_image
-    run_pre_deploy "$@"
+    [ "$phase" != deploy ] || run_pre_deploy "$@"
     candidate_name=$release-candidate
     create_container "$candidate_name" release '' "$@" ||
       refuse "The container of the new release cannot be created" "$(docker_said)"
@@ -28,9 +31,41 @@ recreate() {
   replace
 }
 
+# Phase candidate: the image is here, and the preDeploy command has run.
+prepare_recreate() {
+  # Another rollout was cut off here, while it was on trial or in its gap.
+  look_for_unproven
+  if [ -n "$serving_id" ] && [ "$serving_state" != running ] && { [ -n "$unproven" ] || [ "$serving_restart" = no ]; }; then
+    take_back_recreated
+    look_around
+  fi
+  if [ -n "$declared_id" ]; then
+    say "release $short_commit is on the server: nothing to pull"
+    return 0
+  fi
+  fetch_image
+  run_pre_deploy "$@"
+}
+
+# Phase confirm: all servers run the release. A switch that does not hold any more is made again, to stay.
+confirm_recreate() {
+  look_around
+  if [ -z "$declared_id" ] || [ "$declared_id" = "$serving_id" ] || [ "$declared_state" != running ] || ! is_noted switched; then
+    recreate "$@"
+    return 0
+  fi
+  look_at_edge
+  candidate_id=$declared_id
+  [ -z "$serving_id" ] || forbid_restart "$serving_id"
+  give_names
+  say "confirmed: $name runs commit $short_commit"
+  prune_releases
+}
+
 # The gap. From here on the run is finished even if nobody listens any more.
 replace() {
   read_clock && gap_start=$now
+  [ -z "$trial" ] || guard_switch
   stop_others
   if [ -n "$serving_id" ] && [ "$serving_id" != "$candidate_id" ]; then
     stop_container "$serving_id"
@@ -47,19 +82,35 @@ replace() {
     verdict="it did not start: $why"
     last_answer=none
     take_back
+    mark_run
     fail "Release $short_commit did not start on server $server: $why. $advice $taken_back"
   fi
   if ! pass_gate "$candidate_id"; then
     show_failure "$candidate_id" "the health gate of release $short_commit"
     why=$verdict
     take_back
+    mark_run
     fail "Release $short_commit is not healthy on server $server: $why; last answer: $failed_answer. $taken_back"
   fi
   measure "$gap_start"
   gap=$took
-  give_names
+  [ -n "$trial" ] || give_names
   say "healthy after $healthy_after: $last_answer; not served for $gap"
-  prune_releases
+  if [ -n "$trial" ]; then
+    try_recreated
+  else
+    prune_releases
+  fi
+}
+
+# On trial: the release before keeps its name. A daemon that is started anew wakes it, and not the candidate; a daemon that
+# lets containers live meanwhile would have both run.
+try_recreated() {
+  # shellcheck disable=SC2086 # one word or none
+  [ "$live_restore" = true ] || [ -z "$serving_id" ] || docker update --restart always "$serving_id" $edge_id >/dev/null
+  watch_release
+  note_down switched
+  say "on trial: commit $short_commit serves until all servers have switched, at most $trial s, or is taken back"
 }
 
 # The proven release gets the serving name and its restart policy, the one before its own name.
@@ -100,7 +151,7 @@ take_back() {
     taken_back="It is the release that was serving already; no other was there to take its place."
     return 0
   fi
-  stop_container "$candidate_id"
+  [ -z "$candidate_id" ] || stop_container "$candidate_id"
   case $candidate_name in
     *-candidate) forget_container "$candidate_id" ;;
   esac

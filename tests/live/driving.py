@@ -262,7 +262,16 @@ class Application:
 
     def phases(self, release: Release) -> list[str]:
         """Return the phases of a deployment, in their order."""
-        return ["candidate", "switch"] if self.settings(release).strategy == "blueGreen" else ["deploy"]
+        settings = self.settings(release)
+        if len(settings.servers) > 1:
+            return ["candidate", "switch", "confirm"]
+        return ["candidate", "switch"] if settings.strategy == "blueGreen" else ["deploy"]
+
+    def one_of_several(self, confirm_timeout: float = 60) -> None:
+        """Make the server one of two, so that its switch is on trial until it is confirmed."""
+        other = {"name": "other", "host": "192.0.2.1", "hostKey": self.machine.host_key}
+        self.values["servers"].append(other)
+        self.values["rollout"] = {**self.values["rollout"], "confirmTimeout": confirm_timeout}
 
     def run(
         self, phase: str, release: Release, *, user: str = "root", programs: str = "", request: str = "a test"

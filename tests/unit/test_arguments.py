@@ -329,6 +329,14 @@ class TestPhaseValues:
     def test_a_setting(self, key: str, written: object, argument: str, expected: str) -> None:
         assert values((key, written))[argument] == expected
 
+    def test_only_several_servers_switch_on_trial(self) -> None:
+        second = ("servers/1", {"name": "two", "host": "two.example.com", "hostKey": HOST_KEY})
+        rollout = ("rollout", {"confirmTimeout": "90.5s", "watch": 2})
+        assert "confirmTimeout" not in values(rollout)
+        assert values(rollout, second)["confirmTimeout"] == "91"
+        found = values(rollout, second, RECREATE)
+        assert (found["confirmTimeout"], found["watch"], found["drainTime"]) == ("91", "2", "30")
+
     @pytest.mark.parametrize("absent", ["preDeploy", "trustedProxies", "network"])
     def test_what_is_not_set_is_not_shown(self, absent: str) -> None:
         assert absent not in values()
@@ -341,6 +349,7 @@ class TestPhaseValues:
             ("preDeploy", ["x"]),
             ("trustedProxies", ["::1"]),
             ("container/networks", ["back"]),
+            ("servers/1", {"name": "two", "host": "two.example.com", "hostKey": HOST_KEY}),
         )
         keys = values(*everything).keys() | values(RECREATE, ("container/networks", ["a", "b"])).keys()
         unknown = {key for key in keys if f"      {key}=*) " not in _program()}

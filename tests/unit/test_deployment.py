@@ -90,8 +90,16 @@ def names(urns: list[str]) -> set[str]:
 class TestWhatIsDeclared:
     """Tokens, names and parents are kept for ever: another one is another resource, and a deployment of its own."""
 
-    def test_blue_green_is_two_commands_a_server(self) -> None:
-        _, declared = deployed(load(changed(*servers(2))))
+    def test_blue_green_is_two_commands(self) -> None:
+        _, declared = deployed(load(changed()))
+        assert {name for name in declared if name.startswith("Command")} == {
+            "Command parasite-web-candidate",
+            "Command parasite-web",
+        }
+
+    @pytest.mark.parametrize("change", [("strategy", "blueGreen"), RECREATE])
+    def test_with_several_servers_it_is_three_for_each(self, change: tuple[str, object]) -> None:
+        _, declared = deployed(load(changed(change, *servers(2))))
         assert {one.type: one.name for one in declared.values() if "Command" not in one.type} == {
             "esteira:index:Deployment": "parasite",
             "pulumi:index:Stash": "parasite-web-1-request",
@@ -104,7 +112,12 @@ class TestWhatIsDeclared:
             "Command parasite-web-1-candidate",
             "Command parasite-web",
             "Command parasite-web-1",
+            "Command parasite-web-confirm",
+            "Command parasite-web-1-confirm",
         }
+        for suffix, phase in (("-candidate", "candidate"), ("", "switch"), ("-confirm", "confirm")):
+            text = declared[f"Command parasite-web{suffix}"].inputs["create"]
+            assert text.startswith(f"sh -s -- {phase} \\\n")
 
     def test_recreate_is_one_with_the_same_name(self) -> None:
         """A change of strategy is then a change in place, and removes nothing."""
@@ -163,14 +176,73 @@ class TestWhatIsDeclared:
 class TestOrder:
     """No server switches before the candidates of all servers are healthy: a fleet moves as one."""
 
-    @pytest.mark.parametrize("count", [1, 3])
-    def test_every_switch_depends_on_all_candidates(self, count: int) -> None:
-        _, declared = deployed(load(changed(*servers(count))))
-        candidates = {one.name for key, one in declared.items() if key.endswith("-candidate")}
-        switches = [one for key, one in declared.items() if "Command" in key and one.name not in candidates]
-        assert len(candidates) == len(switches) == count
-        for switch in switches:
-            assert candidates <= names(switch.depends_on)
+    @staticmethod
+    def commands(declared: dict[str, Declared], phase: str) -> list[Declared]:
+        """Return the commands of a phase, in the order of the servers."""
+        return [
+            one for one in declared.values() if str(one.inputs.get("create")).startswith(f"sh -s -- {phase} ")
+        ]
+
+    @pytest.mark.parametrize("change", [("strategy", "blueGreen"), RECREATE])
+    @pytest.mark.parametrize(
+        ("count", "rollout", "steps"),
+        [
+            (2, {}, [[0], [1]]),
+            (5, {}, [[0], [1, 2, 3, 4]]),
+            (5, {"canary": 0}, [[0, 1, 2, 3, 4]]),
+            (5, {"canary": 2, "batchSize": 2}, [[0, 1], [2, 3], [4]]),
+            (5, {"canary": 1, "batchSize": 3}, [[0], [1, 2, 3], [4]]),
+            (3, {"canary": 9}, [[0, 1, 2]]),
+        ],
+    )
+    def test_candidates_canaries_batches_confirmations(
+        self,
+        count: int,
+        rollout: dict[str, object],
+        steps: list[list[int]],
+        change: tuple[str, object],
+    ) -> None:
+        _, declared = deployed(load(changed(change, ("rollout", rollout), *servers(count))))
+        candidates, switches, confirms = (
+            self.commands(declared, phase) for phase in ("candidate", "switch", "confirm")
+        )
+        assert len(candidates) == len(switches) == len(confirms) == count
+        done: set[str] = set()
+        for step in steps:
+            for index in step:
+                waits = names(switches[index].depends_on)
+                assert {one.name for one in candidates} <= waits
+                # A step waits for the one before it, and for nothing of its own.
+                assert waits & {one.name for one in switches} == done
+            done = {switches[index].name for index in step}
+        for confirm in confirms:
+            assert {one.name for one in switches} <= names(confirm.depends_on)
+            assert not names(confirm.depends_on) & {one.name for one in confirms}
+
+    def test_one_server_switches_when_its_candidate_is_healthy(self) -> None:
+        _, declared = deployed(load(changed()))
+        assert names(declared["Command parasite-web"].depends_on) == {
+            "parasite-web-candidate",
+            "parasite-web-request",
+        }
+
+    def test_another_order_of_the_servers_changes_no_command(self) -> None:
+        """Only who waits for whom, which runs nothing."""
+        made = load(changed(*servers(3)))
+        turned = made.model_copy(update={"servers": list(reversed(made.servers))})
+        texts = [
+            {key: one.inputs.get("create") for key, one in deployed(settings)[1].items()}
+            for settings in (made, turned)
+        ]
+        assert texts[0] == texts[1]
+
+    def test_another_server_changes_no_command_of_the_others(self) -> None:
+        few, more = (deployed(load(changed(*servers(count))))[1] for count in (2, 3))
+        for key, one in few.items():
+            if one.type != "pulumi:index:Stash":
+                assert {k: v for k, v in one.inputs.items() if k != "stdin"} == {
+                    k: v for k, v in more[key].inputs.items() if k != "stdin"
+                }
 
     def test_candidates_do_not_wait_for_each_other(self) -> None:
         _, declared = deployed(load(changed(*servers(3))))
@@ -185,8 +257,8 @@ class TestOrder:
         for key in ("Command parasite-web-1-candidate", "Command parasite-web-2-candidate"):
             assert first in names(declared[key].depends_on)
 
-    def test_servers_of_recreate_do_not_either(self) -> None:
-        _, declared = deployed(load(changed(RECREATE, *servers(3))))
+    def test_one_server_of_recreate_waits_for_nothing(self) -> None:
+        _, declared = deployed(load(changed(RECREATE)))
         assert names(declared["Command parasite-web"].depends_on) == {"parasite-web-request"}
 
 

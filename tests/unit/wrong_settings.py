@@ -1320,6 +1320,34 @@ WRONG = (
         ("esteira:rollout:", "  watch: 3s"),
     ),
     Wrong(
+        (("rollout", {"canary": -1}),),
+        "rollout.canary",
+        "The number of servers -1 is out of range: it goes from 0 to 10000.",
+        ("esteira:rollout:", "  canary: 1"),
+    ),
+    Wrong(
+        (("rollout", {"batchSize": 0}),),
+        "rollout.batchSize",
+        "The number of servers 0 is out of range: it goes from 1 to 10000.",
+        ("esteira:rollout:", "  batchSize: 2"),
+    ),
+    Wrong(
+        (("rollout", {"confirmTimeout": 0}),),
+        "rollout.confirmTimeout",
+        "The duration must be longer than 0.",
+        ("esteira:rollout:", "  confirmTimeout: 3m"),
+    ),
+    Wrong(
+        (
+            ("rollout", {"watch": "20s", "batchSize": 1, "confirmTimeout": "40s"}),
+            ("servers/1", {"name": "two", "host": "two.example.com", "hostKey": HOST_KEY}),
+        ),
+        "rollout.confirmTimeout",
+        "The first of 2 servers waits for 2 steps, each of which is watched for 20 s, so it would take its switch back "
+        "before the last one has switched: make this longer, or batchSize greater.",
+        ("esteira:rollout:", "  confirmTimeout: 88s"),
+    ),
+    Wrong(
         (("strategy", "rolling"),),
         "strategy",
         '"rolling" is not one of the possible words: blueGreen, recreate.',
