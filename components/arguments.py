@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from components.remote import Payload, fingerprint, secret_file_folders, standard_input
+from components.settings import image_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +63,10 @@ def trial_values(settings: Settings) -> list[tuple[str, str]]:
     """
     if len(settings.servers) == 1:
         return []
-    values = [("confirmTimeout", str(math.ceil(settings.rollout.confirm_timeout)))]
+    values = [
+        ("confirmTimeout", str(math.ceil(settings.rollout.confirm_timeout))),
+        ("decision", f"{image_name(settings)}:{decision_tag(settings)}"),
+    ]
     if settings.strategy == "recreate":
         values += [("watch", f"{settings.rollout.watch:g}"), ("drainTime", f"{settings.drain_time:g}")]
     return values
@@ -88,6 +92,11 @@ def edge_values(settings: Settings) -> list[tuple[str, str]]:
         ("drainTime", f"{settings.drain_time:g}"),
         ("candidateLifetime", f"{math.ceil(settings.candidate_lifetime)}"),
     ]
+
+
+def decision_tag(settings: Settings) -> str:
+    """Return the tag of the record that the servers of this declaration look up; a tag has at most 128 characters."""
+    return f"esteira-decided-{settings.stack}-{settings.container.name}"[:128]
 
 
 def edge_mark(settings: Settings) -> str | None:

@@ -7,6 +7,7 @@ the others in batches, and when all have switched they are confirmed. One server
 
 import asyncio
 import getpass
+import shlex
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -20,6 +21,7 @@ from pulumi.runtime.settings import get_monitor
 from components.arguments import (
     container_command,
     create_options,
+    decision_tag,
     deploy_input,
     edge_mark,
     identity_values,
@@ -28,8 +30,10 @@ from components.arguments import (
     release_fingerprint,
 )
 from components.connection import connection_args
+from components.decision import switch_mark
 from components.errors import EsteiraError
 from components.reading import Reading
+from components.release import tag_args
 from components.remote import command_text
 from components.rollout import Rescue
 from components.settings import ServerSettings, Settings, image_name
@@ -69,6 +73,7 @@ class Deployment(pulumi.ComponentResource):
         self._name, self._args = name, args
         settings = args["settings"]
         self._rescue, self._hooks = None, None
+        self._marks: list[pulumi.Output[str]] = []
         if len(settings.servers) > 1:
             self._rescue = Rescue(settings, args["commit"])
             self._hooks = _hooks(name, self._rescue)
@@ -92,6 +97,7 @@ class Deployment(pulumi.ComponentResource):
                 before = [declare(index, "switch", "", [*candidates, *before]) for index in step]
                 done += before
             if len(phases) > 1:
+                done.append(self._decide(done))
                 done = [declare(index, "confirm", "-confirm", done) for index in everyone]
         # A preview knows it already; an update says so of a server only when that one has done it.
         known: pulumi.Input[str] | None = args["commit"] if pulumi.runtime.is_dry_run() else None
@@ -123,9 +129,9 @@ class Deployment(pulumi.ComponentResource):
                 else stdin
             )
 
-        stdin = pulumi.Output.all(
-            pulumi.Output.secret(self._args["image"]), self._request(server, mark)
-        ).apply(stdin_of)
+        request = self._request(server, mark)
+        self._marks.append(request.apply(lambda given: switch_mark(given, commit, mark)))
+        stdin = pulumi.Output.all(pulumi.Output.secret(self._args["image"]), request).apply(stdin_of)
 
         def declare(phase: str, name: str, after: Sequence[pulumi.Resource]) -> Command:
             if self._rescue:
@@ -134,6 +140,28 @@ class Deployment(pulumi.ComponentResource):
             return self._command(server, name, text=text_of(phase), stdin=stdin, after=after, removes=removes)
 
         return declare
+
+    def _decide(self, switches: Sequence[pulumi.Resource]) -> pulumi_command.local.Command:
+        """Declare what writes down, for all servers, that they have switched."""
+        settings, name = self._args["settings"], f"{self._name}-decision"
+        registry = tag_args(settings, decision_tag(settings), self._args["commit"])
+        lines = [f"./esteira decide {shlex.quote(registry['repository'])}", f"tag={registry['tag']}"]
+        if registry["insecure"]:
+            lines.append("insecure=yes")
+        stdin: pulumi.Output[str] = pulumi.Output.json_dumps(
+            {"marks": self._marks, "username": registry["username"], "password": registry["password"]}
+        )
+        secret: pulumi.Output[str] = pulumi.Output.secret(stdin)
+        if self._rescue:
+            self._rescue.add(name, "decide")
+        return pulumi_command.local.Command(
+            name,
+            create=" \\\n  ".join(lines),
+            stdin=secret,
+            logging=pulumi_command.local.Logging.STDERR,
+            add_previous_output_in_env=False,
+            opts=pulumi.ResourceOptions(parent=self, depends_on=switches, hooks=self._hooks),
+        )
 
     def _request(self, server: ServerSettings, mark: str) -> pulumi.Output[str]:
         """Return for whom and why this server is deployed, kept in state while it runs what is declared.

@@ -8,9 +8,10 @@ optional, and its log-in refuses plain HTTP, which a registry on loopback speaks
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -42,6 +43,9 @@ _MANIFEST_TYPES = (
 )
 # dxf also asks for schema 1, whose digest is not that of what was pushed; it is left out here.
 _ACCEPT = {"Accept": ", ".join((*_MANIFEST_TYPES, *_INDEX_TYPES))}
+
+_EMPTY = bytes(1024)
+"""A tar archive without a file."""
 
 T = TypeVar("T")
 
@@ -224,6 +228,38 @@ class Registry:
                     "rewrites manifests. Use a registry that keeps them as they are."
                 )
             return Copied(digest, current)
+
+        return self._bounded(work)
+
+    def write_labels(self, tag: str, labels: Mapping[str, str]) -> str:
+        """Point `tag` at an image that has these labels and no content, which every registry and Docker takes.
+
+        Returns its digest, ``sha256:…``.
+        """
+
+        def work(client: _Client) -> str:
+            config = json.dumps(
+                {
+                    "architecture": "amd64",
+                    "os": "linux",
+                    "config": {"Labels": dict(labels)},
+                    "rootfs": {"type": "layers", "diff_ids": [dxf.hash_bytes(_EMPTY)]},
+                },
+                sort_keys=True,
+            ).encode()
+            layer = gzip.compress(_EMPTY, mtime=0)
+            parts = []
+            for kind, data in (("image.rootfs.diff.tar.gzip", layer), ("container.image.v1+json", config)):
+                digest = dxf.hash_bytes(data)
+                client.push_blob(data=[data], digest=digest)
+                media = f"application/vnd.docker.{kind}"
+                parts.append({"mediaType": media, "size": len(data), "digest": digest})
+            manifest = json.dumps(
+                {"schemaVersion": 2, "mediaType": _MANIFEST_TYPES[1], "config": parts[1], "layers": parts[:1]}
+            ).encode()
+            headers = {"Content-Type": _MANIFEST_TYPES[1]}
+            client.send("put", f"manifests/{tag}", data=manifest, headers=headers)
+            return str(dxf.hash_bytes(manifest))
 
         return self._bounded(work)
 

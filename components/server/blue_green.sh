@@ -188,7 +188,7 @@ keep_for_a_while() {
 # Phase switch: the edge points at the candidate, and the release before it is drained and stopped; with several servers
 # that waits for phase confirm.
 switch() {
-  trial=$confirm_timeout
+  [ "$phase" != switch ] || trial=$confirm_timeout
   switch_slots "$@"
   if [ -n "$trial" ]; then
     note_down switched
@@ -198,20 +198,16 @@ switch() {
   fi
 }
 
-# Phase confirm: all servers have switched. A switch that does not hold any more is made again, to stay.
-confirm() {
+# Phase confirm: all servers have switched. Fails where the switch does not hold any more: then it is made again, to stay.
+confirm_slots() {
   look_around_slots
   looked=yes
-  if [ -n "$held" ]; then
-    candidate_id=$declared_id old_id=$serving_id old_slot=$(other_slot "$active")
-    docker update --restart "$restart" "$candidate_id" >/dev/null
-    point_edge "$active" || { reopen_edge && point_edge "$active"; } ||
-      fail "The edge of $name on server $server does not answer, so the switch to commit $short_commit is not confirmed. Look at the edge there: docker logs $edge"
-    settle_switch
-    return 0
-  fi
-  switch_slots "$@"
-  [ -n "$unchanged" ] || settle_switch
+  [ -n "$held" ] || return 1
+  candidate_id=$declared_id old_id=$serving_id old_slot=$(other_slot "$active")
+  docker update --restart "$restart" "$candidate_id" >/dev/null
+  point_edge "$active" || { reopen_edge && point_edge "$active"; } ||
+    fail "The edge of $name on server $server does not answer, so the switch to commit $short_commit is not confirmed. Look at the edge there: docker logs $edge"
+  settle_switch
 }
 
 # Makes the candidate serve: as long as it is confirmed in time where trial is set.
@@ -223,7 +219,7 @@ switch_slots() {
     prune_releases
     return 0
   fi
-  [ "$phase" != confirm ] || say "the switch on trial did not hold until now: switching again"
+  tell_again
   old_id=$serving_id old_slot=$active took_over='' replaced_edge=''
   [ "$old_id" != "$candidate_id" ] || old_id=''
   if edge_is_declared; then

@@ -48,8 +48,15 @@ fetch_image() {
   fi
 }
 
-# Pulls $1 and sets pulled_layers. The credential exists as a file in memory only while the pull runs.
+# Pulls $1 and sets pulled_layers.
 pull() {
+  pull_quietly "$1" || refuse "$failed" "$(last_line "$message")"
+  pulled_layers=$(printf '%s\n' "$message" | grep -c 'Pull complete')
+}
+
+# Pulls $1; sets message and failed as log_in_and_pull does. The credential exists as a file in memory only while the pull
+# runs.
+pull_quietly() {
   config=$passing/docker
   mkdir "$config"
   if ! log_in_and_pull "$1" && is_late "$(last_line "$message")"; then
@@ -57,8 +64,7 @@ pull() {
     log_in_and_pull "$1"
   fi
   rm -rf "$config"
-  [ -z "$failed" ] || refuse "$failed" "$(last_line "$message")"
-  pulled_layers=$(printf '%s\n' "$message" | grep -c 'Pull complete')
+  [ -z "$failed" ]
 }
 
 # Logs in where there is a password, and pulls $1. Sets message to what docker said, and failed to what could not be done.

@@ -54,6 +54,7 @@ main() {
       drainTime=*) hundredths "${1#*=}" && drain_time=$hundredths ;;
       candidateLifetime=*) candidate_lifetime=${1#*=} ;;
       confirmTimeout=*) confirm_timeout=${1#*=} ;;
+      decision=*) decision=${1#*=} ;;
       client=*) client=${1#*=} ;;
       --) shift && break ;;
       *) printf 'error: the server does not know the argument %s\n' "${1%%=*}" >&2 && exit 2 ;;
@@ -84,10 +85,10 @@ main() {
       case $strategy.$phase in
         *.undo) undo ;;
         recreate.candidate) prepare_recreate "$@" ;;
-        recreate.confirm) confirm_recreate "$@" ;;
+        recreate.confirm) confirm_recreate || recreate "$@" ;;
         recreate.*) trial=$confirm_timeout && recreate "$@" ;;
         *.candidate) candidate "$@" ;;
-        *.confirm) confirm "$@" ;;
+        *.confirm) confirm_slots || switch "$@" ;;
         *) switch "$@" ;;
       esac
       ;;

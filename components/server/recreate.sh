@@ -13,7 +13,7 @@ recreate() {
     prune_releases
     return 0
   fi
-  [ "$phase" != confirm ] || say "the switch on trial did not hold until now: switching again"
+  tell_again
   if [ -n "$declared_id" ]; then
     say "release $short_commit is still on the server: nothing to pull"
     candidate_id=$declared_id candidate_name=$declared_name
@@ -47,13 +47,10 @@ prepare_recreate() {
   run_pre_deploy "$@"
 }
 
-# Phase confirm: all servers run the release. A switch that does not hold any more is made again, to stay.
+# Phase confirm: all servers run the release. Fails where this one does so no more: then it is to switch again, to stay.
 confirm_recreate() {
   look_around
-  if [ -z "$declared_id" ] || [ "$declared_id" = "$serving_id" ] || [ "$declared_state" != running ] || ! is_noted switched; then
-    recreate "$@"
-    return 0
-  fi
+  [ -n "$declared_id" ] && [ "$declared_id" != "$serving_id" ] && [ "$declared_state" = running ] && is_noted switched || return 1
   look_at_edge
   candidate_id=$declared_id
   [ -z "$serving_id" ] || forbid_restart "$serving_id"

@@ -36,9 +36,29 @@ guard_switch() {
     take_lock
     is_last_run || exit 0
     make_passing_files
-    take_back_rollout
+    is_decided && confirm_by_itself || take_back_rollout
     leave 0
   ) </dev/null >/dev/null 2>&1 7>&- 8<&- &
+}
+
+# Whether it was written down, in the registry, that all servers had switched: then the run was lost after that.
+is_decided() {
+  pull_quietly "$decision" || return 1
+  decided=$(docker image inspect --format '{{index .Config.Labels "esteira.decided"}}' "$decision" 2>/dev/null)
+  docker image rm "$decision" >/dev/null 2>&1
+  own_mark=$(printf '%s %s %s\n' "$request" "$commit" "$fingerprint" | sha256sum)
+  case " $decided " in *" ${own_mark%% *} "*) return 0 ;; *) return 1 ;; esac
+}
+
+# Confirms the switch, if it still holds.
+confirm_by_itself() {
+  phase=confirm
+  if [ "$strategy" = recreate ]; then confirm_recreate; else confirm_slots; fi
+}
+
+# Tells why phase confirm switches.
+tell_again() {
+  [ "$phase" != confirm ] || say "the switch on trial did not hold until now: switching again"
 }
 
 # Phase undo: the rollout has failed elsewhere. What served before serves, and no phase that is still on its way begins.

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +156,14 @@ class Images:
         digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
         self._ask("PUT", f"/v2/{REPOSITORY}/manifests/{digest}", manifest, self._manifest["mediaType"])
         return f"{self.name}@{digest}"
+
+    def tagged(self, environment: Sequence[str] = ()) -> tuple[str, str]:
+        """Make the image of a commit, with more in its environment; (commit, image)."""
+        image = self.make(Env=[*(self._config["config"].get("Env") or []), *environment])
+        commit, path = secrets.token_hex(20), f"/v2/{REPOSITORY}/manifests"
+        manifest = self._ask("GET", f"{path}/{image.rpartition('@')[2]}")[1]
+        self._ask("PUT", f"{path}/{commit}", manifest, self._manifest["mediaType"])
+        return commit, image
 
     def _ask(
         self, method: str, path: str, body: bytes | None = None, kind: str = ""

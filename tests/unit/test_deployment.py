@@ -114,6 +114,7 @@ class TestWhatIsDeclared:
             "Command parasite-web-1",
             "Command parasite-web-confirm",
             "Command parasite-web-1-confirm",
+            "Command parasite-decision",
         }
         for suffix, phase in (("-candidate", "candidate"), ("", "switch"), ("-confirm", "confirm")):
             text = declared[f"Command parasite-web{suffix}"].inputs["create"]
