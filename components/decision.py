@@ -5,7 +5,8 @@ is among those that were decided it confirms itself, else it takes the switch ba
 middle of the confirmations leaves no mixture. The record is an image without content, whose label names the switches.
 
     ./esteira decide registry.example/group/parasite \
-      tag=esteira-decided-prod-parasite
+      tag=esteira-decided-prod-parasite \
+      commit=8e13f56…
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ def switch_mark(request: str, commit: str, fingerprint: str) -> str:
 
 
 def decide(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> None:
-    """Write the record: the command line ``./esteira decide REPOSITORY tag=… [insecure=yes]``.
+    """Write the record: the command line ``./esteira decide REPOSITORY tag=… commit=… [insecure=yes]``.
 
     A registry that does not take it is no reason to stop: a release that the servers keep can be rolled back to without
     one. It is said what is lost.
 
     Args:
-        argv: the repository and the tag.
+        argv: the repository, the tag, and for who reads the preview the commit.
         stdin: a JSON object with ``marks``, ``username`` and ``password``; what is null is taken from `environ`.
         environ: CI_REGISTRY_USER and CI_REGISTRY_PASSWORD, as GitLab sets them in a job.
 
@@ -52,7 +53,7 @@ def decide(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> None:
     except (ValueError, LookupError, TypeError):
         raise EsteiraError("decide got no marks on its standard input. It is run by `pulumi up`.") from None
     if "/" not in repository or not options.get("tag"):
-        raise EsteiraError("Usage: ./esteira decide REGISTRY/REPOSITORY tag=TAG [insecure=yes]")
+        raise EsteiraError("Usage: ./esteira decide REGISTRY/REPOSITORY tag=TAG commit=SHA [insecure=yes]")
     server, _, path = repository.partition("/")
     registry = Registry(
         server,

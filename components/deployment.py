@@ -145,7 +145,11 @@ class Deployment(pulumi.ComponentResource):
         """Declare what writes down, for all servers, that they have switched."""
         settings, name = self._args["settings"], f"{self._name}-decision"
         registry = tag_args(settings, decision_tag(settings), self._args["commit"])
-        lines = [f"./esteira decide {shlex.quote(registry['repository'])}", f"tag={registry['tag']}"]
+        lines = [
+            f"./esteira decide {shlex.quote(registry['repository'])}",
+            f"tag={registry['tag']}",
+            f"commit={registry['commit']}",
+        ]
         if registry["insecure"]:
             lines.append("insecure=yes")
         stdin: pulumi.Output[str] = pulumi.Output.json_dumps(

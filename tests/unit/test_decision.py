@@ -11,6 +11,7 @@ import pytest
 from components import decision
 from components.arguments import decision_tag
 from components.decision import LABEL, decide, switch_mark
+from components.errors import EsteiraError
 from components.registry import RegistryUnavailableError
 from components.remote import _program
 from tests.unit.declared import Declared
@@ -57,6 +58,7 @@ class TestDeclared:
         assert found
         assert found.inputs["create"] == (
             "./esteira decide registry.example.com/group/parasite \\\n  tag=esteira-decided-staging-parasite"
+            f" \\\n  commit={COMMIT}"
         )
         assert found.is_secret("stdin")
         given = json.loads(found.plain("stdin"))
@@ -112,6 +114,6 @@ class TestDecide:
         [(["g"], GIVEN), (["r/g"], GIVEN), ([], GIVEN), (["r/g", "tag=t"], "{}"), (["r/g", "tag=t"], "")],
     )
     def test_what_makes_no_sense(self, written: Written, argv: list[str], given: str) -> None:
-        with pytest.raises(decision.EsteiraError):
+        with pytest.raises(EsteiraError):
             decide(argv, given, {})
         assert written == []
