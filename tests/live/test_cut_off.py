@@ -1,6 +1,6 @@
 """A deployment is killed at every one of its docker commands: what served serves on, and the next run ends clean.
 
-The whole matrix (every command, before, during and after it, seven kinds of deployment) takes hours and runs
+The whole matrix (every command, before, during and after it, nine kinds of deployment) takes hours and runs
 with ESTEIRA_LIVE_FULL=1; without it a sample drawn anew at each run, which ESTEIRA_LIVE_SEED repeats.
 """
 
@@ -135,6 +135,24 @@ class Recreate(Update):
         self.dark = True
 
 
+class Trial(Update):
+    """One of several servers, whose switch is on trial until it is confirmed."""
+
+    def prepare(self) -> None:
+        if len(self.app.values["servers"]) == 1:
+            self.app.one_of_several(20)
+        super().prepare()
+
+
+class RecreateTrial(Trial):
+    """The same with the strategy that has a gap."""
+
+    def prepare(self) -> None:
+        self.app.values["strategy"] = "recreate"
+        super().prepare()
+        self.dark = True
+
+
 KINDS = {
     "first": First,
     "update": Update,
@@ -143,6 +161,8 @@ KINDS = {
     "sick": Sick,
     "adopt": Adopt,
     "recreate": Recreate,
+    "trial": Trial,
+    "recreate-trial": RecreateTrial,
 }
 
 
@@ -263,7 +283,7 @@ def test_killed(kind: str, app: Application, app_images: Images, record: Callabl
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", ["first", "update", "rollback", "failing"])
+@pytest.mark.parametrize("kind", ["first", "update", "rollback", "failing", "trial"])
 def test_client_lost(kind: str, app: Application, app_images: Images, record: Callable[[str], None]) -> None:
     """The program goes on to a good end, or undoes what it did, and then ends."""
     run_all(kind, app, app_images, record, ways=("pipe", "ssh"), end=lose)
