@@ -139,7 +139,7 @@ class TestDrift:
             run = stack.up().expect_good()
             assert len(run.told) == 1
             assert run.told[0].startswith(named)
-            assert run.changes["update"] == 3, "more than this server's request and phases"
+            assert run.changes["update"] == 5, "more than this server's request and phases, and the decision"
             assert [call for call in changes(two) if call[0] != "exec"] == []
             assert shows(one, stack.head)
         stack.up().expect_unchanged()
