@@ -35,7 +35,7 @@ _RUN = """
 import json, sys
 import rehearsal
 given = json.loads(sys.stdin.readline())
-root = Path(given.pop("root"))
+root = pathlib.Path(given.pop("root"))
 try:
     rehearsal.carry_out(root, "live", on_line=lambda line: print(line, flush=True), **given)
 except rehearsal.RehearsalError as error:
