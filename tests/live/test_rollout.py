@@ -32,8 +32,10 @@ FULL = os.environ.get("ESTEIRA_LIVE_FULL") == "1"
 SEED = os.environ.get("ESTEIRA_LIVE_SEED") or str(random.randrange(10**6))
 
 _RUN = """
-import json, sys
+import json, pathlib, signal, sys
 import rehearsal
+# Ctrl-C must reach it also where these tests run in the background of a shell.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 given = json.loads(sys.stdin.readline())
 root = pathlib.Path(given.pop("root"))
 try:
