@@ -6,6 +6,7 @@ beside a forward deployment of the same release, and one release on one, four an
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -89,10 +90,12 @@ class Checkout:
         self._releases = 0
         self.commit = self.project.head
 
-    def release(self) -> str:
-        """Commit a new release; return its sha."""
+    def release(self, megabytes: int = 0) -> str:
+        """Commit a new release, with so many megabytes in it that no other has; return its sha."""
         self._releases += 1
-        (self.project.root / "app" / "release").write_text(f"{self._releases}\n", encoding="utf-8")
+        app = self.project.root / "app"
+        (app / "release").write_text(f"{self._releases}\n", encoding="utf-8")
+        (app / "assets").write_bytes(os.urandom(megabytes * 1_000_000))
         self.commit = self.project.commit_tree()
         return self.commit
 
@@ -195,6 +198,13 @@ def _empty_program(checkout: Checkout) -> Callable[[], float] | None:
 
 # Rollback.
 
+RELEASE_MEGABYTES = 16
+"""What a release that is deployed and gone back to brings of its own, in megabytes.
+
+An application's packages and assets are made anew with its image: the procedure's Dockerfile installs all of them after
+it has copied the commit.
+"""
+
 
 @dataclass
 class Rollback:
@@ -203,6 +213,9 @@ class Rollback:
     forward: list[float] = field(default_factory=list)
     """A commit's first deployment: built, pushed, pulled, started, switched to, `latest` moved."""
     forward_boot: list[float] = field(default_factory=list)
+    small: list[float] = field(default_factory=list)
+    """The same of a commit that changes a few bytes."""
+    small_boot: list[float] = field(default_factory=list)
     back: list[float] = field(default_factory=list)
     """The same commit again, which the server still keeps, after another one."""
     back_boot: list[float] = field(default_factory=list)
@@ -221,10 +234,10 @@ def rollback(checkout: Checkout, rounds: int, say: Say) -> Rollback:
     found = Rollback()
     registry = checkout.project.registry
     for number in range(1, rounds + 1):
-        first = checkout.release()
+        first = checkout.release(RELEASE_MEGABYTES)
         _note(found, "forward", checkout, checkout.up().good(), first)
         second = checkout.release()
-        checkout.up().good()
+        _note(found, "small", checkout, checkout.up().good(), second)
         _note(found, "back", checkout, checkout.up(commit=first).good(), first)
         checkout.up(commit=second).good()
         registry.stop()

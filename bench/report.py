@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.latest import Moved
 from bench.load import STREAMS
 from bench.measure import HEALTH, Times, UnderLoad
-from bench.program import Fleet, NoOp, Rollback
+from bench.program import RELEASE_MEGABYTES, Fleet, NoOp, Rollback
 from bench.results import median
 
 RECREATE_BOUND = 0.3
@@ -158,7 +158,7 @@ class Report:
             part = median(self._work(kind)) / forward
             found.append(
                 Promise(
-                    f"a rollback {words}: its own work beside a forward deployment's",
+                    f"a rollback {words}: its own work beside the release's forward deployment",
                     f"{part:.2f} x",
                     f"{ROLLBACK_BOUND:g} x",
                     part <= ROLLBACK_BOUND,
@@ -328,11 +328,16 @@ class Report:
         rows = [
             ("an empty program", self.no_op.empty),
             ("no-op: nothing has changed", self.no_op.program),
-            ("forward: a new commit is built, pushed, deployed, tagged", self.rollback.forward),
-            ("  its own work, without an empty program and the boot", self._work("forward")),
-            ("back: the same commit again, which the server keeps", self.rollback.back),
+            ("forward: a few bytes are new; built, pushed, deployed, tagged", self.rollback.small),
+            ("  its own work, without an empty program and the boot", self._work("small")),
+            (f"forward: {RELEASE_MEGABYTES} MB are new", self.rollback.forward),
+            ("  its own work", self._work("forward")),
+            (
+                f"back to the commit with the {RELEASE_MEGABYTES} MB, which the server keeps",
+                self.rollback.back,
+            ),
             ("  its own work", self._work("back")),
-            ("back while the registry is down (the tag stays)", self.rollback.alone),
+            ("back to it while the registry is down (the tag stays)", self.rollback.alone),
             ("  its own work", self._work("alone")),
         ]
         head = f"Whole runs of `pulumi up --yes` on one server, blueGreen, carried out {by}"

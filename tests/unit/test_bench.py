@@ -83,7 +83,7 @@ def report(**changes: object) -> Report:
         "times": times(),
         "latest": [Moved("procedure", 9000, 50_000_000, 2.0), Moved("Esteira", 4000, 9000, 0.4)],
         "no_op": NoOp([2.0, 2.2, 2.1], [1.5, 1.6, 1.4], 2),
-        "rollback": Rollback([7.0], [0.5], [4.0], [0.5], [3.9], [0.4]),
+        "rollback": Rollback([7.0], [0.5], [5.0], [0.5], [4.0], [0.5], [3.9], [0.4]),
         "fleets": [Fleet(1, [10.0], 2, 2), Fleet(4, [15.0], 3, 2), Fleet(8, [24.0], 3, 2)],
         "fleet_boot": 3.0,
         "previews": {50: 1.0, 100: 1.5, 200: 2.5},
@@ -113,8 +113,14 @@ class TestPromises:
             ("beyond the boot", {"times": times(beyond=1.01)}),
             ("more than the container's own", {"times": times(recreate=1.31)}),
             ("a no-op up", {"no_op": NoOp([2.3], [1.5], 2)}),
-            ("a rollback with the registry", {"rollback": Rollback([7], [0.5], [4.6], [0.5], [3.9], [0.4])}),
-            ("a rollback without the registry", {"rollback": Rollback([7], [0.5], [4], [0.5], [4.7], [0.4])}),
+            (
+                "a rollback with the registry",
+                {"rollback": Rollback([7], [0.5], [5], [0.5], [4.6], [0.5], [3.9], [0.4])},
+            ),
+            (
+                "a rollback without the registry",
+                {"rollback": Rollback([7], [0.5], [5], [0.5], [4], [0.5], [4.7], [0.4])},
+            ),
             ("4 servers beside 1", {"fleets": [Fleet(1, [10.0], 2, 2), Fleet(4, [20.1], 3, 2)]}),
             ("8 servers beside 1", {"fleets": [Fleet(1, [10.0], 2, 2), Fleet(8, [30.1], 3, 2)]}),
             ("SSH commands per server", {"fleets": [Fleet(1, [10.0], 2, 2), Fleet(4, [15.0], 4, 2)]}),
@@ -136,7 +142,7 @@ class TestPromises:
         assert "by the rehearsal, without an engine" in found.text()
 
     def test_a_rollback_s_own_work_is_without_start_up_and_boot(self) -> None:
-        found = Rollback([7.0, 8.0], [0.5, 1.0], [], [], [], [])
+        found = Rollback([7.0, 8.0], [0.5, 1.0])
         assert found.work("forward", 1.5) == [5.0, 5.5]
 
 
