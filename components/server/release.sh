@@ -178,9 +178,13 @@ end_container() {
 # Keeps the last keep_releases releases, as stopped containers, and removes older ones with their images.
 prune_releases() {
   kept=0 pruned=0
-  for id in $(list_releases | while read -r id state container_name _; do
+  stopped=$(list_releases | while read -r id state container_name _; do
     [ "$container_name" = "$name" ] || [ "$state" = running ] || echo "$id"
-  done | xargs -r docker inspect --format '{{.State.FinishedAt}} {{.Id}}' 2>/dev/null 7>&- 8<&- 9<&- | sort -r | cut -d ' ' -f 2); do
+  done)
+  # Which of them stopped first is asked only where there are too many.
+  [ "$(printf '%s\n' "$stopped" | grep -c .)" -le "$keep_releases" ] ||
+    stopped=$(printf '%s\n' "$stopped" | xargs docker inspect --format '{{.State.FinishedAt}} {{.Id}}' 2>/dev/null 7>&- 8<&- 9<&- | sort -r | cut -d ' ' -f 2)
+  for id in $stopped; do
     kept=$((kept + 1))
     [ "$kept" -gt "$keep_releases" ] || continue
     kept=$keep_releases
