@@ -261,6 +261,9 @@ def _note(found: Rollback, kind: str, checkout: Checkout, ran: Ran, commit: str)
 
 # Several servers.
 
+ONE_BATCH = {"watch": 0, "canary": 0}
+"""All servers switch at once, and nobody waits for the watching: what is left is the work."""
+
 
 @dataclass
 class Fleet:
@@ -316,6 +319,3 @@ def fleets(
             fleet.commands = max(fleet.commands, *(count - readings for count in seen), 0)
             say(f"  {fleet.servers} servers: round {number} of {rounds}, {ran.seconds:.1f} s")
     return [fleet for _, fleet in found]
-
-
-ONE_BATCH = {"watch": 0}
