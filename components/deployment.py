@@ -87,18 +87,19 @@ class Deployment(pulumi.ComponentResource):
             done = [declare(0, "deploy", "", [])]
         else:
             # A preDeploy command runs on the first server only, before the new release runs anywhere. No server
-            # switches before the candidates of all are healthy.
+            # switches before the candidates of all are healthy. Each step names the one before it only: named again
+            # at every step, hundreds of servers would be tens of thousands of dependencies.
             candidates: list[Command] = []
             for index in everyone:
                 first = candidates[:1] if settings.pre_deploy else []
                 candidates.append(declare(index, "candidate", "-candidate", first))
             done, before = [], candidates
             for step in settings.rollout.steps(len(phases)):
-                before = [declare(index, "switch", "", [*candidates, *before]) for index in step]
+                before = [declare(index, "switch", "", before) for index in step]
                 done += before
             if len(phases) > 1:
-                done.append(self._decide(done))
-                done = [declare(index, "confirm", "-confirm", done) for index in everyone]
+                decision = self._decide(done)
+                done = [declare(index, "confirm", "-confirm", [decision]) for index in everyone]
         # A preview knows it already; an update says so of a server only when that one has done it.
         known: pulumi.Input[str] | None = args["commit"] if pulumi.runtime.is_dry_run() else None
         self.releases = pulumi.Output.all(
