@@ -16,6 +16,7 @@ from gitlab.exceptions import GitlabAuthenticationError, GitlabError, GitlabHttp
 from gitlab.v4.objects import Project
 
 from components.errors import EsteiraError
+from components.gitlab_rules import shown
 from components.settings import GitlabStack, Settings
 
 PUBLIC_API = "https://gitlab.com/api/v4/"
@@ -78,12 +79,25 @@ def check_access(stack: Settings | GitlabStack) -> None:
     """Make sure, with three small requests, that the token may declare variables in the project.
 
     Raises EsteiraError: the instance is not reached, or its certificate not known; the token is unknown, expired or
-    revoked; its scope or role is too small; there is no such project.
+    revoked; its scope or role is too small; there is no such project; a variable that is to be adopted is not there.
     """
     api = client(stack)
     asked(stack, api.auth)
     found = project(stack, api)
-    asked(stack, lambda: found.variables.list(per_page=1, page=1, get_all=False))
+    assert stack.gitlab is not None
+    if not stack.gitlab.adopt:
+        asked(stack, lambda: found.variables.list(per_page=1, page=1, get_all=False))
+        return
+    there = {
+        shown(one.key, one.environment_scope)
+        for one in asked(stack, lambda: found.variables.list(get_all=True))
+    }
+    missing = [name for name in stack.gitlab.adopt if name not in there]
+    if missing:
+        raise EsteiraError(
+            f"The GitLab project {stack.gitlab.project} has no variable {', '.join(missing)}, so there is nothing to "
+            f"take over. Take it out of esteira:gitlab.adopt (Pulumi.{stack.stack}.yaml); it is made then."
+        )
 
 
 def project(stack: Settings | GitlabStack, api: gitlab.Gitlab) -> Project:

@@ -482,6 +482,11 @@ class TestPipelines:
         asked = "\n".join(place.registry.requests(since))
         assert "/blobs/uploads" not in asked, "something was pushed"
         assert re.findall(r"PUT (\S+)", asked) == [f"/v2/{PROJECT}/manifests/latest"]
+        # The server pulled with the deploy token, which outlives the job, and nothing of it stays there.
+        [token] = place.gitlab.project(PROJECT).deploy_tokens
+        logins = [call for call in place.two.calls() if "login" in call]
+        assert {call[call.index("--username") + 1] for call in logins} == {token.username}
+        assert place.two.sh("cat /root/.docker/config.json /home/*/.docker/config.json", check=False) == ""
         for secret in (*place.secrets(), JOB_TOKEN):
             assert secret not in said
             for file in place.state.rglob("*"):

@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from gitlab import Gitlab
 
 from components import gitlab_access
 from components.errors import EsteiraError
@@ -37,7 +38,13 @@ def gitlab(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         yield running
 
 
-def stack(gitlab: StandIn | None, token: str = "", root: Path = Path("/nowhere"), **more: Any) -> GitlabStack:
+def stack(
+    gitlab: StandIn | None,
+    token: str = "",
+    root: Path = Path("/nowhere"),
+    secrets: dict[str, str] | None = None,
+    **more: Any,
+) -> GitlabStack:
     if gitlab is not None:
         more.setdefault("baseUrl", gitlab.base_url)
         token = token or gitlab.token
@@ -47,8 +54,9 @@ def stack(gitlab: StandIn | None, token: str = "", root: Path = Path("/nowhere")
             "repository": "group/parasite",
             "gitlab": {"project": "group/parasite", **more},
             "gitlabToken": token or "MARKER-token",
+            "gitlabVariables": secrets or {},
         },
-        frozenset({"gitlabToken"}),
+        frozenset({"gitlabToken", "gitlabVariables"}),
         project="esteira",
         stack="gitlab",
         root=root,
@@ -93,6 +101,16 @@ def test_an_unknown_token(gitlab: StandIn) -> None:
 
 def test_an_unknown_project(gitlab: StandIn) -> None:
     assert "has no project group/other" in refusal(stack(gitlab, project="group/other"))
+
+
+def test_what_is_to_be_adopted_must_be_there(gitlab: StandIn) -> None:
+    """Pulumi would say: resource 'group/parasite:A:*' does not exist."""
+    project = Gitlab(gitlab.url, oauth_token=gitlab.token).projects.get("group/parasite")
+    project.variables.create({"key": "A", "value": "x", "environment_scope": "production"})
+    secrets = {"A": "MARKER-own", "A@production": "MARKER-own"}
+    check_access(stack(gitlab, secrets=secrets, adopt=["A@production"]))
+    said = refusal(stack(gitlab, secrets=secrets, adopt=["A@production", "A"]))
+    assert "has no variable A, so there is nothing to take over. Take it out of esteira:gitlab.adopt" in said
 
 
 def test_a_token_that_expires_in_the_middle(gitlab: StandIn) -> None:
