@@ -72,11 +72,9 @@ class Deployment(pulumi.ComponentResource):
         super().__init__("esteira:index:Deployment", name, None, opts)
         self._name, self._args = name, args
         settings = args["settings"]
-        self._rescue, self._hooks = None, None
+        self._rescue = Rescue(settings, args["commit"]) if len(settings.servers) > 1 else None
+        self._hooks = _hooks(name, self._rescue)
         self._marks: list[pulumi.Output[str]] = []
-        if len(settings.servers) > 1:
-            self._rescue = Rescue(settings, args["commit"])
-            self._hooks = _hooks(name, self._rescue)
         phases = [self._phases(server) for server in settings.servers]
 
         def declare(index: int, phase: str, suffix: str, after: Sequence[pulumi.Resource]) -> Command:
@@ -233,18 +231,30 @@ class Deployment(pulumi.ComponentResource):
         return pulumi_command.remote.Command(name, connection=connection_args(settings, server), **shared)
 
 
-def _hooks(name: str, rescue: Rescue) -> pulumi.ResourceHookBinding | None:
-    """Return what ends the rollout when one of its commands fails, None where there is no engine to call it."""
+def _hooks(name: str, rescue: Rescue | None) -> pulumi.ResourceHookBinding | None:
+    """Return what is done when one of the commands fails, None where there is no engine to call it.
+
+    A rollout is ended; of a server that was removed from the settings and is gone it is said how to forget it.
+    """
     if isinstance(get_monitor(), MockMonitor):
         return None
 
     async def end(failed: pulumi.ErrorHookArgs) -> bool:
-        for sentence in await asyncio.to_thread(rescue.after, [failed.name]):
+        sentences = []
+        if failed.failed_operation == "delete":
+            sentences.append(
+                f"What {failed.name} stands for could not be removed from its server, and the next `pulumi up` tries "
+                "again. If that server is gone for good, let Pulumi forget it:\n"
+                f"pulumi state delete '{failed.urn}'"
+            )
+        elif rescue:
+            sentences += await asyncio.to_thread(rescue.after, [failed.name])
+        for sentence in sentences:
             # Without a resource it is sent at once: the program may be ended as soon as this has returned.
             pulumi.warn(sentence)
         return False
 
-    return pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook(f"{name}-rescue", end)])
+    return pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook(f"{name}-failed", end)])
 
 
 def addresses(settings: Settings) -> dict[str, list[str]]:

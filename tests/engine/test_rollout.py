@@ -23,6 +23,7 @@ def stack(make_stack: Callable[[str], Stack], one: Machine, two: Machine) -> Sta
     made.server(one)
     made.server(two)
     made.settings["rollout"] = {"watch": 0.5, "confirmTimeout": DEADLINE}
+    made.settings["connectTimeout"] = "3s"
     made.up().expect_good()
     return made
 
@@ -98,6 +99,16 @@ def test_servers_in_another_order_and_one_less(stack: Stack, one: Machine, two: 
     stack.settings["servers"] = [first, renamed]
     stack.up().expect_unchanged()
     assert [machine.inspect("parasite")["State"]["StartedAt"] for machine in (one, two)] == began
+    # One that is gone blocks it, and the error says what to type.
+    drop = "-w -{} INPUT -i eth0 -p tcp --dport 22 -j DROP"
+    two.sh(f"iptables {drop.format('I')}")
+    try:
+        run = stack.up(servers=[first]).expect_bad(
+            "let Pulumi forget it", "pulumi state delete 'urn:pulumi:live::"
+        )
+        assert quiet(run), run.screen
+    finally:
+        two.sh(f"iptables {drop.format('D')}")
     stack.up(servers=[first]).expect_good()
     assert shows(one, commit)
     assert two.containers() == []
