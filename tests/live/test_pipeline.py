@@ -201,7 +201,10 @@ class Place:
         # A cache of the packages and of the plugins, as a runner has it.
         home = self.root / ".esteira-home"
         home.mkdir()
-        (home / ".venv").symlink_to(sys.prefix)
+        stamp = Path(sys.prefix) / ".installed"
+        if stamp.is_file() and stamp.read_bytes() == (ROOT / "requirements.txt").read_bytes():
+            # Any other the launcher would make anew, in the place that the link points to.
+            (home / ".venv").symlink_to(sys.prefix)
         plugins = Path(os.environ.get("PULUMI_HOME") or Path.home() / ".pulumi") / "plugins"
         if plugins.is_dir():
             (self.root / ".cache/pulumi").mkdir(parents=True)
