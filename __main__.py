@@ -47,7 +47,7 @@ with told_to_the_engine():
         )
         release = Release(
             name,
-            release_args(settings, source.commit, image.digest),
+            release_args(settings, source.commit, image.digest, registry_silent=image.registry_silent),
             pulumi.ResourceOptions(depends_on=[deployment]),
         )
 

@@ -69,6 +69,79 @@ def down() -> None:
     lifecycle.down(local.Place(ROOT))
 
 
+_STACK = typer.Option(help="The stack; by default the selected one, else local.")
+
+
+@app.command()
+def status(
+    stack: Annotated[str | None, _STACK] = None,
+    server: Annotated[str | None, typer.Option(help="Only this server.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")] = False,
+) -> None:
+    """Show what runs on the servers: release, health, kept releases, disk, the last deployments.
+
+    Exit status 1 where a server cannot be reached.
+    """
+    from cli import status as states  # noqa: PLC0415
+
+    raise typer.Exit(states.run(ROOT, stack, server, as_json=as_json))
+
+
+@app.command()
+def releases(
+    stack: Annotated[str | None, _STACK] = None,
+    server: Annotated[str | None, typer.Option(help="Only this server.")] = None,
+) -> None:
+    """List what a rollback could go back to: the releases that the servers keep, the commits in the registry."""
+    from cli import releases as listing  # noqa: PLC0415
+
+    raise typer.Exit(listing.run(ROOT, stack, server))
+
+
+@app.command()
+def rollback(
+    to: Annotated[
+        str | None, typer.Option(help="The commit; its first digits do. By default the release before.")
+    ] = None,
+    stack: Annotated[str | None, _STACK] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Let `pulumi up` not ask.")] = False,
+) -> None:
+    """Declare an earlier commit (esteira:commit) and run `pulumi up`; nothing is built."""
+    from cli import rollback as going_back  # noqa: PLC0415
+
+    going_back.run(ROOT, stack, to, yes=yes)
+
+
+@app.command()
+def logs(
+    stack: Annotated[str | None, _STACK] = None,
+    server: Annotated[str | None, typer.Option(help="Only this server.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    tail: Annotated[str | None, typer.Option(help="Only the last lines: a number.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only since then: 10m, 2h, or a date.")] = None,
+) -> None:
+    """Show what the application says, on one server or all of them."""
+    from cli import containers  # noqa: PLC0415
+
+    raise typer.Exit(containers.logs(ROOT, stack, server, follow=follow, tail=tail, since=since))
+
+
+@app.command("exec", context_settings={"allow_interspersed_args": False})
+def execute(
+    command: Annotated[list[str], typer.Argument(help="The command, after --.")],
+    stack: Annotated[str | None, _STACK] = None,
+    server: Annotated[str | None, typer.Option(help="Only this server.")] = None,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="With this terminal; on one server.")] = False,
+) -> None:
+    """Run a command in the application's container, on one server or all of them: ./esteira exec -- env.
+
+    The exit status is the worst of all servers'.
+    """
+    from cli import containers  # noqa: PLC0415
+
+    raise typer.Exit(containers.execute(ROOT, stack, server, command, tty=tty))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(context: typer.Context) -> None:
     """Run all layers of tests that can run here. What follows is passed on to pytest: test tests/unit -k port."""

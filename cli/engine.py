@@ -22,6 +22,7 @@ import yaml
 from cli import console, shell
 from cli.local import PROJECT, STACK, Place
 from components.errors import EsteiraError
+from components.settings import NAMESPACE
 
 PLUGINS = {"docker": "pulumi-docker", "command": "pulumi-command"}
 """Provider plugin -> Python package; both have one version, which requirements.txt pins."""
@@ -190,8 +191,8 @@ def _quietly(place: Place, engine: Engine, folder: Path, *arguments: str) -> Non
     )
 
 
-def carry_out(place: Place, engine: Engine, action: str) -> None:
-    """Run `pulumi up` or `pulumi destroy` on the local stack, in view.
+def carry_out(place: Place, engine: Engine, action: str, *, commit: str | None = None) -> None:
+    """Run `pulumi up` or `pulumi destroy` on the local stack, in view; with ``commit`` declared for this run alone.
 
     Raises EsteiraError with the cause, taken from the engine's events: on the screen it stands before the summary.
     """
@@ -203,7 +204,10 @@ def carry_out(place: Place, engine: Engine, action: str) -> None:
         *(engine.command, action, "--stack", STACK, "--yes", "--suppress-permalink=true"),
         *("--config-file", str(stack_file), "--event-log", str(events)),
     ]
-    status = _in_view(command, place, environment(place, engine))
+    if commit is not None:
+        # Pulumi writes it into the stack file that is made anew for every run.
+        command += ["--config", f"{NAMESPACE}:commit={commit}"]
+    status = in_view(command, place.root, environment(place, engine))
     causes = _causes(events)
     events.unlink(missing_ok=True)
     if status != 0:
@@ -212,9 +216,9 @@ def carry_out(place: Place, engine: Engine, action: str) -> None:
         )
 
 
-def _in_view(command: Sequence[str], place: Place, values: Mapping[str, str]) -> int:
+def in_view(command: Sequence[str], folder: Path, values: Mapping[str, str] | None = None) -> int:
     """Run a program on this terminal and return its exit status; an interrupt is left to it, and waited for."""
-    process = subprocess.Popen(command, cwd=place.root, env=values)
+    process = subprocess.Popen(command, cwd=folder, env=values)
     with _passing_on_sigterm(process):
         interrupted = False
         while True:

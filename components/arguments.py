@@ -167,6 +167,16 @@ def create_options(settings: Settings, server: ServerSettings, commit: str) -> l
     return [*options, *(["--init"] if container.init else [])]
 
 
+def limits(settings: Settings) -> dict[str, int]:
+    """Return the declared limits as Docker keeps them: bytes of memory, billionths of a processor; 0 for none."""
+    memory, cpus = settings.container.memory, settings.container.cpus
+    unit = {"b": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+    return {
+        "memory": int(memory[:-1]) * unit[memory[-1]] if memory else 0,
+        "nano_cpus": round(float(f"{cpus:g}") * 1_000_000_000) if cpus else 0,
+    }
+
+
 def published_at(port: PortSettings) -> str:
     """Return where a port is published: ``8888``, ``127.0.0.1:8888`` or ``[::1]:8888``."""
     address = port.address or ""

@@ -7,6 +7,7 @@ the others in batches, and when all have switched they are confirmed. One server
 
 import asyncio
 import getpass
+import os
 import shlex
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from components.arguments import (
     deploy_input,
     edge_mark,
     identity_values,
+    limits,
     owner_of,
     phase_values,
     release_fingerprint,
@@ -32,6 +34,7 @@ from components.arguments import (
 from components.connection import connection_args
 from components.decision import switch_mark
 from components.errors import EsteiraError
+from components.history import deployer
 from components.reading import Reading
 from components.release import tag_args
 from components.remote import command_text
@@ -178,11 +181,22 @@ class Deployment(pulumi.ComponentResource):
             declared = "" if f"commit {commit}" in found else f"; declared is commit {commit}"
             pulumi.info(f"server {server.name} has {found}{declared}", self)
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+        who = deployer(os.environ, getpass.getuser(), socket.gethostname())
         return pulumi.Stash(
             f"{self._name}-{server.name}-request",
-            input=f"{now} UTC, {getpass.getuser()}@{socket.gethostname()}, found {found or 'it unread'}",
+            input=f"{now} UTC, {who}, found {found or 'it unread'}{self._renewal(server, mark)}",
             opts=pulumi.ResourceOptions(parent=self, ignore_changes=None if found else ["input"]),
         ).input
+
+    def _renewal(self, server: ServerSettings, mark: str) -> str:
+        """Return, for the request, the id of a container that must not be kept though its labels are as declared."""
+        reading = self._args["readings"][server.name]
+        if isinstance(reading, EsteiraError):
+            return ""
+        renewed = reading.renewed(
+            commit=self._args["commit"], fingerprint=mark, **limits(self._args["settings"])
+        )
+        return f" [renew {renewed}]" if renewed else ""
 
     def _difference(self, server: ServerSettings, mark: str) -> str | None:
         """Return what runs on the server instead of the declared release; None where that runs, or nobody knows."""
@@ -200,6 +214,7 @@ class Deployment(pulumi.ComponentResource):
             fingerprint=mark,
             restart=settings.container.restart,
             edge=edge_mark(settings),
+            **limits(settings),
         )
 
     def _command(

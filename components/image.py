@@ -77,6 +77,8 @@ class ImageArgs(TypedDict):
     """The digest that the tag has in the registry already, ``sha256:…``; None when it has none yet."""
     build: BuildArgs | None
     """What is built; None when the image is only looked up."""
+    registry_silent: bool
+    """Whether the registry could not be reached, and `found` is what the servers' own record says."""
 
 
 class Image(pulumi.ComponentResource):
@@ -90,6 +92,7 @@ class Image(pulumi.ComponentResource):
     commit: str
     tag: str
     known_digest: str | None
+    registry_silent: bool
 
     def __init__(self, name: str, args: ImageArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("esteira:index:Image", name, {}, opts)
@@ -97,6 +100,7 @@ class Image(pulumi.ComponentResource):
         self.tag = args["tag"]
         # Known at preview already, so that a preview of a second `up` has nothing unknown in it.
         self.known_digest = args["found"]
+        self.registry_silent = args["registry_silent"]
         repository = args["repository"]
         build = args["build"]
         recorded: pulumi.Output[str] | None = None
@@ -155,7 +159,7 @@ def image_args(
         RegistryError: the registry cannot be asked.
     """
     client = registry or from_settings(settings)
-    found = _look_up(settings, source, client, known_digests or {})
+    found, silent = _look_up(settings, source, client, known_digests or {})
     if source.build:
         if (
             pulumi.Config("docker").get("host") is None
@@ -178,6 +182,7 @@ def image_args(
         "tag": source.tag,
         "found": found,
         "build": _build_args(settings, source) if source.build else None,
+        "registry_silent": silent,
     }
 
 
@@ -203,8 +208,8 @@ def _build_args(settings: Settings, source: Source) -> BuildArgs:
 
 def _look_up(
     settings: Settings, source: Source, client: Registry, known_digests: Mapping[str, str]
-) -> str | None:
-    """Return the digest of the image's own tag, None where it has none."""
+) -> tuple[str | None, bool]:
+    """Return the digest of the image's own tag, None where it has none; and whether the registry could not say so."""
     try:
         found = client.digest(source.tag)
         if found is not None and settings.image.platform is not None:
@@ -214,8 +219,8 @@ def _look_up(
         if known is None:
             raise
         pulumi.log.warn(f"{error} The servers' own record has the digest of {source.tag[:12]}; it is used.")
-        return known
-    return found
+        return known, True
+    return found, False
 
 
 def _check_platform(wanted: str, platforms: Collection[str], name: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from components.connection import ssh_client
@@ -17,12 +17,16 @@ from components.errors import EsteiraError
 from components.remote import Payload, command_text, standard_input
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from components.settings import ServerSettings, Settings
 
 READ_TIMEOUT = 30.0
 """Seconds that a connected server may take to answer a reading."""
+
+LOOP_RESTARTS, LOOP_SECONDS = 3, 60
+"""A container that Docker has started again so often, and that is younger than this, is in a loop: Docker waits at most
+a minute before it starts a container again."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,43 @@ class ContainerReading:
     commit: str
     tag: str = ""
     restart: str = ""
+    name: str = ""
+    id: str = ""
+    started: str = ""
+    """When it was started last, ISO 8601 in UTC; empty for all but the serving one, like what follows."""
+    restarts: int = 0
+    """How often Docker has started it again by its restart policy."""
+    age: int | None = None
+    """Seconds since its process was started; None where it does not run."""
+    runs_image: str = ""
+    """The image that it was really made of; ``image`` is what its label says."""
+    memory: int = 0
+    """Its limit in bytes, 0 for none."""
+    nano_cpus: int = 0
+    """Its limit in billionths of a processor, 0 for none."""
+
+    @property
+    def loops(self) -> bool:
+        """Whether it ends and is started again and again."""
+        if self.state == "restarting":
+            return True
+        return self.restarts >= LOOP_RESTARTS and self.age is not None and self.age < LOOP_SECONDS
+
+    def unfit(self, *, memory: int, nano_cpus: int) -> str | None:
+        """Return in words what no label tells, and only a new container of the same release can mend; else None.
+
+        ``memory`` (bytes) and ``nano_cpus`` are the declared limits, 0 for none.
+        """
+        if self.loops:
+            return f"restarted again and again ({self.restarts} times)"
+        if self.image and self.runs_image and self.runs_image != self.image:
+            return f"made of another image than its label says ({self.runs_image})"
+        # A kernel without that limit leaves it out, and says so in a warning only.
+        if self.memory and self.memory != memory:
+            return f"with a memory limit of {_bytes(self.memory)}, not {_bytes(memory)}"
+        if self.nano_cpus and self.nano_cpus != nano_cpus:
+            return f"with {_cpus(self.nano_cpus)}, not {_cpus(nano_cpus)}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -55,36 +96,98 @@ class Reading:
     """The network alias that the edge sends requests to."""
     running: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Names of the running releases, each with its network aliases."""
+    edge_state: str = ""
+    """State of the edge's container; empty where there is none."""
+    edge_restart: str = "always"
+    """The edge's restart policy."""
+    holders: Mapping[int, str] = field(default_factory=dict)
+    """Published port to what holds it, in words, where that is something else than the edge or the serving one."""
 
     def difference(
-        self, *, owner: str, commit: str, image: str | None, fingerprint: str, restart: str, edge: str | None
+        self,
+        *,
+        owner: str,
+        commit: str,
+        image: str | None,
+        fingerprint: str,
+        restart: str,
+        edge: str | None,
+        memory: int = 0,
+        nano_cpus: int = 0,
     ) -> str | None:
         """Return in words what runs instead of the declared release, or None when that is what runs.
 
         ``image`` is None where the digest is not known yet, because the image is still to be built. ``edge`` is what
-        the edge is to be labelled with, None where there is to be none.
+        the edge is to be labelled with, None where there is to be none. ``memory`` and ``nano_cpus`` as in
+        :meth:`ContainerReading.unfit`.
         """
+        words = self._what_serves(owner, commit, image, fingerprint)
+        if words is None and self.serving is not None:
+            more = self._what_differs(restart, memory, nano_cpus) or self._what_is_around(edge)
+            words = f"commit {self.serving.commit[:7]}{more}" if more else None
+        runs = self.edge is not None if edge else self.serving is not None and self.serving.state == "running"
+        if words and self.holders and not runs:
+            held = "; ".join(
+                f"port {port} is held by {holder}" for port, holder in sorted(self.holders.items())
+            )
+            return f"{words}; {held}: stop that first"
+        return words
+
+    def renewed(self, *, commit: str, fingerprint: str, memory: int, nano_cpus: int) -> str:
+        """Return the id of the serving container where it must be replaced though its labels are as declared."""
+        found = self.serving
+        if found is None or (found.commit, found.fingerprint) != (commit, fingerprint):
+            return ""
+        return found.id if found.unfit(memory=memory, nano_cpus=nano_cpus) else ""
+
+    def _what_serves(self, owner: str, commit: str, image: str | None, fingerprint: str) -> str | None:
         found = self.serving
         if found is None:
             return "no container of that name"
         if found.owner != owner:
             return f"a container of {found.owner}" if found.owner else "a container that Esteira did not make"
-        if found.state != "running":
-            return f"commit {found.commit[:7]}, {found.state}"
+        here = f"commit {found.commit[:7]}"
+        if found.state not in {"running", "restarting"}:
+            return f"{here}, {found.state}"
         if found.commit != commit:
-            return f"commit {found.commit[:7]}"
+            return here
         if image is not None and found.image != image:
-            return f"commit {found.commit[:7]} in another image ({found.image.rpartition('@')[2][:19]})"
+            return f"{here} in another image ({found.image.rpartition('@')[2][:19]})"
         if found.fingerprint != fingerprint:
-            return f"commit {found.commit[:7]} with other settings than declared"
+            return f"{here} with other settings than declared"
+        return None
+
+    def _what_differs(self, restart: str, memory: int, nano_cpus: int) -> str | None:
+        """Return what of a container with the right labels is not as declared."""
+        found = self.serving
+        if found is None:
+            return None
+        if unfit := found.unfit(memory=memory, nano_cpus=nano_cpus):
+            return f", {unfit}"
         if found.restart != restart.partition(":")[0]:
-            return f"commit {found.commit[:7]} with restart policy {found.restart}"
+            return f" with restart policy {found.restart}"
+        return None
+
+    def _what_is_around(self, edge: str | None) -> str | None:
+        """Return what is wrong around a container that is as declared: its edge, and what else runs."""
         if self.edge != edge:
-            return f"commit {found.commit[:7]} behind {f'the edge {self.edge}' if self.edge else 'no edge'}"
-        if edge and not any(self.slot in aliases for aliases in self.running.values()):
-            return f"commit {found.commit[:7]}, but the edge points to nothing that runs"
+            if self.edge == "-":
+                return " behind an edge that Esteira did not make"
+            if self.edge:
+                return f" behind the edge {self.edge}"
+            stopped = self.edge_state not in {"", "running"}
+            return f" behind an edge that is {self.edge_state}" if stopped else " behind no edge"
+        if edge and self.edge_restart != "always":
+            return f" behind an edge with restart policy {self.edge_restart}"
+        if edge:
+            pointed = [name for name, aliases in self.running.items() if self.slot in aliases]
+            if not pointed:
+                return ", but the edge points to nothing that runs"
+            if self.serving is not None and self.serving.name not in {"", *pointed}:
+                commits = {release.name: release.commit for release in self.releases}
+                return f", but the edge points to commit {commits.get(pointed[0], pointed[0])[:7]}"
         if len(self.running) > 1:
-            return f"commit {found.commit[:7]} and what a run that was cut off left"
+            return " and what a run that was cut off left"
         return None
 
 
@@ -115,15 +218,34 @@ def read_servers(settings: Settings, owner: str) -> dict[str, Reading | EsteiraE
 
 def read_server(settings: Settings, server: ServerSettings, owner: str) -> Reading:
     """Read one server. Raises EsteiraError where it cannot be reached, or Docker does not answer there."""
-    text = command_text(
-        "read", [("server", server.name), ("owner", owner), ("name", settings.container.name)]
+    return parse_reading(
+        server.name, ask_server(settings, server, "read", reading_values(settings, server, owner))
     )
+
+
+def reading_values(settings: Settings, server: ServerSettings, owner: str) -> list[tuple[str, str]]:
+    """Return the arguments of a phase that only reads."""
+    values = [("server", server.name), ("owner", owner), ("name", settings.container.name)]
+    if settings.domain:
+        # An application with a domain is behind the edge that several share.
+        values.append(("domain", ", ".join(settings.domain)))
+        ports = ["80/tcp", "443/tcp"]
+    else:
+        ports = [f"{port.published}/{port.transport}" for port in settings.container.ports]
+    return [*values, *(("holdable", port) for port in ports)]
+
+
+def ask_server(
+    settings: Settings, server: ServerSettings, phase: str, values: Sequence[tuple[str, str]]
+) -> str:
+    """Run a phase that only reads, and return what it printed. Raises EsteiraError where there is no answer."""
+    text = command_text(phase, values)
     sudo_password = settings.sudo_password.get_secret_value() if settings.sudo_password else None
     stdin = standard_input(Payload(), sudo=server.sudo, sudo_password=sudo_password)
     status, out, err = _run_here(text, stdin) if server.local else _run_there(settings, server, text, stdin)
     if status != 0:
         raise EsteiraError(f"Server {server.name} cannot be read. {_cause(err or out)}")
-    return parse_reading(server.name, out)
+    return out
 
 
 def parse_reading(server: str, text: str) -> Reading:
@@ -140,25 +262,77 @@ def parse_reading(server: str, text: str) -> Reading:
 
 def _parse_lines(lines: Iterable[str]) -> Reading:
     architecture, serving, releases, edge, slot = "", None, [], None, ""
+    edge_state, edge_restart = "", "always"
     running: dict[str, frozenset[str]] = {}
+    holders: dict[int, str] = {}
     for line in lines:
         kind, *words = line.split(" ")
         plain = ["" if word == "-" else word for word in words]
         if kind == "arch":
             architecture = words[0]
         elif kind == "serving":
-            state, _restarts, restart, owner, image, mark, commit, _started = plain
-            serving = ContainerReading(state, owner, image, mark, commit, restart=restart)
+            state, restarts, restart, owner, image, mark, commit, started = plain
+            serving = ContainerReading(
+                state,
+                owner,
+                image,
+                mark,
+                commit,
+                restart=restart,
+                started=started,
+                restarts=int(restarts),
+            )
+        elif kind == "made" and serving is not None:
+            identity, name, image, memory, nano_cpus, _process = words
+            serving = replace(
+                serving,
+                id=identity,
+                name=name.removeprefix("/"),
+                runs_image=image,
+                memory=int(memory),
+                nano_cpus=int(nano_cpus),
+            )
+        elif kind == "age" and serving is not None:
+            serving = replace(serving, age=int(words[0]))
         elif kind == "release":
-            _id, state, _name, image, mark, commit, tag = plain
-            releases.append(ContainerReading(state, "", image, mark, commit, tag))
+            identity, state, name, image, mark, commit, tag = plain
+            releases.append(ContainerReading(state, "", image, mark, commit, tag, name=name, id=identity))
         elif kind == "edge":
             edge = words[1] if words[0] == "running" else None
+            edge_state, edge_restart = words[0], words[2] if len(words) > 2 else "always"
         elif kind == "slot":
             slot = words[0]
         elif kind == "running":
             running[words[0].removeprefix("/")] = frozenset(words[1:])
-    return Reading(architecture, serving, tuple(releases), edge, slot, running)
+        elif kind == "port":
+            holders[int(words[0])] = (
+                f"the container {words[2]}" if words[1] == "container" else "another process"
+            )
+    return Reading(
+        architecture,
+        serving,
+        tuple(releases),
+        edge,
+        slot,
+        running,
+        edge_state=edge_state,
+        edge_restart=edge_restart,
+        holders=holders,
+    )
+
+
+def _bytes(count: int) -> str:
+    """Return a limit as it is written in settings, in the largest unit that it is a whole number of."""
+    if not count:
+        return "none"
+    for unit, size in (("g", 1024**3), ("m", 1024**2), ("k", 1024)):
+        if count % size == 0:
+            return f"{count // size}{unit}"
+    return str(count)
+
+
+def _cpus(nano: int) -> str:
+    return f"{nano / 1e9:g} processors" if nano else "no limit of processors"
 
 
 def _run_here(text: str, stdin: str) -> tuple[int, str, str]:

@@ -282,6 +282,19 @@ class Registry:
 
         return self._bounded(work)
 
+    def tags(self) -> tuple[str, ...]:
+        """Return all tags of the repository; none where it does not exist yet."""
+
+        def work(client: _Client) -> tuple[str, ...]:
+            try:
+                return tuple(client.list_aliases())
+            except requests.HTTPError as error:
+                if error.response is not None and error.response.status_code == requests.codes.not_found:
+                    return ()
+                raise
+
+        return self._bounded(work)
+
     def _manifest(self, client: _Client, reference: str) -> _Manifest | None:
         try:
             answer = client.send("get", f"manifests/{reference}", headers=_ACCEPT)

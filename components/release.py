@@ -48,6 +48,8 @@ class ReleaseArgs(TagArgs):
 
     digest: pulumi.Input[str]
     """What the moving tag will point to: ``sha256:…``."""
+    registry_silent: bool
+    """Whether the registry could not be reached a moment ago: then the tag may stay where it is until the next run."""
 
 
 class Release(pulumi.ComponentResource):
@@ -61,14 +63,27 @@ class Release(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: ReleaseArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("esteira:index:Release", name, {}, opts)
-        command = tag_command(f"{name}-moving-tag", args, args["digest"], overwrite=True, parent=self)
+        command = tag_command(
+            f"{name}-moving-tag",
+            args,
+            args["digest"],
+            overwrite=True,
+            may_wait=args["registry_silent"],
+            parent=self,
+        )
         self.digest = command.stdout.apply(digest_in)
         self.register_outputs({"digest": self.digest})
 
 
-def release_args(settings: Settings, commit: str, digest: pulumi.Input[str]) -> ReleaseArgs:
+def release_args(
+    settings: Settings, commit: str, digest: pulumi.Input[str], *, registry_silent: bool = False
+) -> ReleaseArgs:
     """Return what a `Release` of `digest` needs from the settings."""
-    return {**tag_args(settings, settings.moving_tag, commit), "digest": digest}
+    return {
+        **tag_args(settings, settings.moving_tag, commit),
+        "digest": digest,
+        "registry_silent": registry_silent,
+    }
 
 
 def tag_args(settings: Settings, tag: str, commit: str) -> TagArgs:
@@ -87,20 +102,32 @@ def tag_args(settings: Settings, tag: str, commit: str) -> TagArgs:
 
 
 def tag_command(
-    name: str, args: TagArgs, digest: pulumi.Input[str], *, overwrite: bool, parent: pulumi.Resource
+    name: str,
+    args: TagArgs,
+    digest: pulumi.Input[str],
+    *,
+    overwrite: bool,
+    parent: pulumi.Resource,
+    may_wait: bool = False,
 ) -> pulumi_command.local.Command:
     """Declare the command that points a tag to a digest; its stdout is the digest that the tag has then.
 
-    With `overwrite` false a tag that exists stays as it is.
+    With `overwrite` false a tag that exists stays as it is. With `may_wait` a registry that cannot be reached is no
+    failure; the run that reaches it again has another input here, and so moves the tag.
     """
     lines = [f"tag={args['tag']}", f"commit={args['commit']}"]
     if not overwrite:
         lines.append("overwrite=no")
     if args["insecure"]:
         lines.append("insecure=yes")
-    stdin: pulumi.Output[str] = pulumi.Output.json_dumps(
-        {"digest": digest, "username": args["username"], "password": args["password"]}
-    )
+    given: dict[str, pulumi.Input[object]] = {
+        "digest": digest,
+        "username": args["username"],
+        "password": args["password"],
+    }
+    if may_wait:
+        given["mayWait"] = True
+    stdin: pulumi.Output[str] = pulumi.Output.json_dumps(given)
     secret: pulumi.Output[str] = pulumi.Output.secret(stdin)
     return pulumi_command.local.Command(
         name,

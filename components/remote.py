@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SERVER_FILES = (
     "common.sh",
+    "history.sh",
     "image.sh",
     "health.sh",
     "release.sh",
@@ -29,6 +30,7 @@ SERVER_FILES = (
     "blue_green.sh",
     "rollout.sh",
     "read.sh",
+    "status.sh",
     "remove.sh",
     "main.sh",
 )

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from components.errors import EsteiraError
-from components.registry import Copied, Registry, is_loopback
+from components.registry import Copied, Registry, RegistryUnavailableError, is_loopback
 
 
 def point_tag(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Copied:
@@ -21,7 +21,8 @@ def point_tag(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Co
 
     Args:
         argv: the repository, then ``tag=``, ``commit=`` and, where they apply, ``overwrite=no``, ``insecure=yes``.
-        stdin: a JSON object with ``digest``, ``username`` and ``password``; what is null is taken from `environ`.
+        stdin: a JSON object with ``digest``, ``username`` and ``password``; what is null is taken from `environ`. With
+            ``mayWait`` a registry that cannot be reached is no failure.
         environ: CI_REGISTRY_USER and CI_REGISTRY_PASSWORD, as GitLab sets them in a job.
 
     Raises:
@@ -44,7 +45,14 @@ def point_tag(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Co
         plain_http=options.get("insecure") == "yes" or is_loopback(server),
     )
     tag = options["tag"]
-    copied = registry.copy_tag(digest, tag, overwrite=options.get("overwrite") != "no")
+    try:
+        copied = registry.copy_tag(digest, tag, overwrite=options.get("overwrite") != "no")
+    except RegistryUnavailableError as error:
+        if not given.get("mayWait"):
+            raise
+        sys.stdout.write(f"{digest}\n")
+        sys.stderr.write(f"{repository}:{tag} could not be moved: {error} The next `pulumi up` moves it.\n")
+        return Copied(digest, digest)
     sys.stdout.write(f"{copied.digest}\n")
     if copied.changed:
         did = f"moved from {copied.previous} to" if copied.previous is not None else "is new, at"

@@ -169,7 +169,7 @@ keep_for_a_while() {
   (
     trap - INT TERM
     exec 9<&-
-    probe_is_open='' passing=''
+    probe_is_open='' passing='' recorded=yes
     waited=0
     while [ "$waited" -lt "$candidate_lifetime" ]; do
       sleep 5
@@ -180,7 +180,10 @@ keep_for_a_while() {
     is_last_run || exit 0
     make_passing_files
     look_around_slots
-    [ "$serving_id" = "$candidate_id" ] || abandon
+    [ "$serving_id" = "$candidate_id" ] || {
+      abandon
+      recorded='' && record_deployment 'not switched' "Its candidate was not switched to within $candidate_lifetime s and was removed."
+    }
     leave 0
   ) </dev/null >/dev/null 2>&1 7>&- 8<&- &
 }
@@ -327,7 +330,11 @@ give_slot_names() {
   named=$(docker inspect --format '{{.Name}}' "$candidate_id" 2>/dev/null) || { await_daemon && named=$(docker inspect --format '{{.Name}}' "$candidate_id"); }
   if [ -n "$old_id" ] && [ "$old_id" != "$candidate_id" ]; then
     tell_adopted
-    docker rename "$old_id" "$serving_release" 2>/dev/null || docker rename "$old_id" "$serving_release-$(printf %.6s "$old_id")" 2>/dev/null
+    docker rename "$old_id" "$serving_release" 2>/dev/null || docker rename "$old_id" "$serving_release-$(printf %.6s "$old_id")" 2>/dev/null || {
+      # Docker renames none that it is about to start again; without a wait this stop outlives nobody.
+      docker stop --time 0 "$old_id" >/dev/null 2>&1
+      docker rename "$old_id" "$serving_release" 2>/dev/null
+    }
   fi
   [ "$named" = "/$name" ] || docker rename "$candidate_id" "$name"
 }

@@ -22,12 +22,14 @@ show_lines() {
 
 # Ends the run with the cause as its last words.
 fail() {
+  cause=$*
   printf 'error: %s\n' "$*" >&2 2>/dev/null || client_lost=yes
   leave 1
 }
 
-# Ends the run with status $1. Nothing that was only passing stays.
+# Ends the run with status $1, and tells the release log. Nothing that was only passing stays.
 leave() {
+  end_deployment "$1"
   probe_close
   remove_passing_files
   exit "$1"

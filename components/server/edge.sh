@@ -16,9 +16,9 @@ look_at_edge() {
   edge_id='' active='' next_id=''
   [ -n "$just_looked" ] || look "$edge" "$edge-next"
   just_looked=
-  while read -r container_name id state _ _ _ _ _ mark _; do
+  while read -r container_name id state _ _ _ _ policy mark _; do
     case $container_name in
-      "/$edge") edge_id=$id edge_state=$state edge_mark=$mark ;;
+      "/$edge") edge_id=$id edge_state=$state edge_mark=$mark edge_policy=$policy ;;
       "/$edge-next") next_id=$id next_state=$state next_mark=$mark ;;
     esac
   done <<END
@@ -52,6 +52,10 @@ enter_edge() {
     docker update --restart always "$edge_id" >/dev/null 2>&1
     docker start "$edge_id" >/dev/null 2>"$passing/error" || return 1
     say "started the edge, which was $edge_state"
+  elif [ "${edge_policy:-always}" != always ]; then
+    docker update --restart always "$edge_id" >/dev/null 2>&1
+    say "gave the edge its restart policy again, which was $edge_policy"
+    edge_policy=always
   fi
   [ -n "$probe_is_open" ] || probe_open_in_edge "$edge_id" || return 1
   # Once more, where docker was too busy: an edge that is not entered is taken for one to be replaced.

@@ -18,7 +18,7 @@ add_port() {
 main() {
   phase=$1
   shift
-  more_networks='' published_ports='' edge_ports='' client=${SSH_CONNECTION%% *}
+  more_networks='' published_ports='' edge_ports='' holdable_ports='' client=${SSH_CONNECTION%% *}
   while [ $# -gt 0 ]; do
     case $1 in
       server=*) server=${1#*=} ;;
@@ -52,6 +52,8 @@ main() {
       trustedProxies=*) trusted_proxies=${1#*=} ;;
       watch=*) hundredths "${1#*=}" && watch=$hundredths ;;
       drainTime=*) hundredths "${1#*=}" && drain_time=$hundredths ;;
+      holdable=*) holdable_ports="$holdable_ports ${1#*=}" ;;
+      history=*) history_lines=${1#*=} ;;
       candidateLifetime=*) candidate_lifetime=${1#*=} ;;
       confirmTimeout=*) confirm_timeout=${1#*=} ;;
       decision=*) decision=${1#*=} ;;
@@ -64,6 +66,11 @@ main() {
   # A lost client is noticed by failing writes, not by dying of them; an interrupt is looked at between steps.
   trap '' PIPE HUP
   trap 'interrupted=yes' INT TERM
+  # The program found that this container is not what its labels say: it must not be kept.
+  case $request in
+    *" [renew "*) renewed_id=${request##* \[renew } && renewed_id=${renewed_id%]} ;;
+    *) renewed_id= ;;
+  esac
   operator="$owner by ${SUDO_USER:-$(id -un)}${client:+ from $client}${request:+ ($request)}"
   short_commit=$(printf %.7s "$commit")
   require_docker
@@ -72,6 +79,7 @@ main() {
   [ -z "$domain" ] || { edge=esteira-edge edge_network=esteira edge_owner=esteira edge_fingerprint=$edge_image,80,443; }
   case $phase in
     read) read_server ;;
+    status) show_status ;;
     deploy | candidate | switch | confirm | undo)
       short_digest=${image##*@}
       short_digest=$(printf %.19s "$short_digest")
@@ -82,6 +90,7 @@ main() {
       remember_server_name
       remove_leftovers
       [ "$phase" = undo ] || refuse_given_up
+      begin_deployment
       case $strategy.$phase in
         *.undo) undo ;;
         recreate.candidate) prepare_recreate "$@" ;;

@@ -3,20 +3,77 @@
 # Prints what runs here, one thing a line, from a first line to an end line, so that half of it is no answer.
 read_server() {
   echo "esteira-reading 1"
+  list_what_runs
+  echo end
+}
+
+# Prints the lines of a reading.
+list_what_runs() {
   look_at_architecture
   echo "arch $server_arch"
   docker container inspect --format \
-    'serving {{.State.Status}} {{.RestartCount}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}} {{with index .Config.Labels "esteira.owner"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.image"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.fingerprint"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.commit"}}{{.}}{{else}}-{{end}} {{.State.StartedAt}}' \
-    "$name" 2>/dev/null
+    'serving {{.State.Status}} {{.RestartCount}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}} {{with index .Config.Labels "esteira.owner"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.image"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.fingerprint"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.commit"}}{{.}}{{else}}-{{end}} {{.State.StartedAt}}
+made {{.Id}} {{.Name}} {{.Config.Image}} {{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.State.Pid}}' \
+    "$name" 2>/dev/null | while read -r line; do
+    echo "$line"
+    case $line in "made "*) tell_age "$line" ;; esac
+  done
   list_releases | sed 's/^/release /'
   docker container inspect --format \
-    'edge {{.State.Status}} {{with index .Config.Labels "esteira.edge"}}{{.}}{{else}}-{{end}}' "$edge" 2>/dev/null
+    'edge {{.State.Status}} {{with index .Config.Labels "esteira.edge"}}{{.}}{{else}}-{{end}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}}' "$edge" 2>/dev/null
+  show_slot
+  docker ps --no-trunc --filter "label=esteira.owner=$owner" --filter label=esteira.role=release --quiet |
+    xargs -r docker inspect --format 'running {{.Name}} {{range .NetworkSettings.Networks}}{{range .Aliases}}{{.}} {{end}}{{end}}' 2>/dev/null
+  list_port_holders
+}
+
+# Prints the slot that the running edge points at, as "slot parasite-blue"; nothing where there is none.
+show_slot() {
   docker exec "$edge" sh -c "
     if [ ! -e '/edge/$name/site' ]; then :
     elif [ -e '/dev/shm/$name-blue' ]; then echo slot $name-blue
     elif [ -e '/dev/shm/$name-green' ] || [ -e '/edge/$name/green' ]; then echo slot $name-green
     else echo slot $name-blue; fi" 2>/dev/null
-  docker ps --no-trunc --filter "label=esteira.owner=$owner" --filter label=esteira.role=release --quiet |
-    xargs -r docker inspect --format 'running {{.Name}} {{range .NetworkSettings.Networks}}{{range .Aliases}}{{.}} {{end}}{{end}}' 2>/dev/null
-  echo end
+}
+
+# Prints for how many seconds the process in $1, a line "made …", has been running: a container that is started again and
+# again never gets old.
+tell_age() {
+  # shellcheck disable=SC2086 # words
+  set -- $1
+  [ "$7" -gt 0 ] || return 0
+  if ! read -r stat 2>/dev/null <"/proc/$7/stat"; then
+    # Where others' processes can be seen, it has just ended.
+    [ ! -r /proc/1/stat ] || echo "age 0"
+    return 0
+  fi
+  # The second word is the program's name, in brackets, and may have blanks.
+  # shellcheck disable=SC2086 # words
+  set -- ${stat##*)}
+  read_clock
+  echo "age $((now / 100 - ${20} / 100))"
+}
+
+# Prints, for each published port, what holds it although neither the edge nor the serving container runs.
+list_port_holders() {
+  for port in $holdable_ports; do
+    port_number=${port%/*}
+    holder=$(docker ps --filter "publish=$port" --format '{{.Names}}' 2>/dev/null | head -n 1)
+    if [ -n "$holder" ]; then
+      echo "port $port_number container $holder"
+    elif is_listened_to "${port#*/}" "$(printf %04X "$port_number")"; then
+      echo "port $port_number process -"
+    fi
+  done
+}
+
+# Whether a process of this machine listens to the port that is $2 in hexadecimal, by protocol $1.
+is_listened_to() {
+  states=0A
+  [ "$1" = tcp ] || states=07
+  for table in "/proc/net/$1" "/proc/net/${1}6"; do
+    # "12: 00000000:22B8 00000000:0000 0A …": the local address, then the state.
+    grep -q ": [0-9A-F]*:$2 [0-9A-F]*:[0-9A-F]* $states " "$table" 2>/dev/null && return 0
+  done
+  return 1
 }

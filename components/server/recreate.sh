@@ -7,6 +7,7 @@ recreate() {
   look_around
   look_at_edge
   if [ -n "$declared_id" ] && [ "$declared_id" = "$serving_id" ] && [ "$declared_state" = running ] && [ -z "$edge_id" ]; then
+    unchanged=yes
     settle_policy
     stop_others
     say "unchanged: $name runs commit $short_commit"

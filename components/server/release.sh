@@ -25,6 +25,7 @@ look_around() {
   just_listed=
   while read -r id state container_name its_image its_fingerprint _; do
     ids="$ids $id"
+    [ "$id" != "$renewed_id" ] || continue
     if [ "$its_image" = "$image" ] && [ "$its_fingerprint" = "$fingerprint" ]; then
       declared_id=$id declared_state=$state declared_name=$container_name
     fi
@@ -178,6 +179,8 @@ end_container() {
 # Keeps the last keep_releases releases, as stopped containers, and removes older ones with their images.
 prune_releases() {
   kept=0 pruned=0
+  # What was found broken is nothing to go back to. It serves on where no other took its place.
+  [ -z "$renewed_id" ] || [ "$renewed_id" = "$(docker inspect --format '{{.Id}}' "$name" 2>/dev/null)" ] || forget_container "$renewed_id"
   stopped=$(list_releases | while read -r id state container_name _; do
     [ "$container_name" = "$name" ] || [ "$state" = running ] || echo "$id"
   done)

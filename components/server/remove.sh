@@ -33,5 +33,6 @@ remove() {
     docker network rm "$made" >/dev/null 2>&1
   done
   docker volume rm "$name-edge" "$name-edge-data" >/dev/null 2>&1
+  forget_history
   say "removed $removed containers of $name from server $server"
 }

@@ -16,8 +16,10 @@ is_noted() {
 
 # A phase that was on its way while the rollout was given up must not begin.
 refuse_given_up() {
-  ! is_noted given-up ||
-    fail "The rollout of commit $short_commit was given up, because another server failed: nothing was done on server $server."
+  is_noted given-up || return 0
+  # Phase undo has told the release log.
+  recorded=yes
+  fail "The rollout of commit $short_commit was given up, because another server failed: nothing was done on server $server."
 }
 
 # Takes the switch back at its deadline. Begins before the switch does, so that there is no moment without a guard; it is
@@ -26,7 +28,7 @@ guard_switch() {
   (
     trap '' INT TERM
     exec 9<&-
-    probe_is_open='' on_trial='' passing=''
+    probe_is_open='' on_trial='' passing='' recorded=yes
     read_clock
     deadline=$((now + trial * 100))
     while read_clock && [ "$now" -lt "$deadline" ]; do
@@ -36,7 +38,10 @@ guard_switch() {
     take_lock
     is_last_run || exit 0
     make_passing_files
-    is_decided && confirm_by_itself || take_back_rollout
+    is_decided && recorded='' && confirm_by_itself || {
+      take_back_rollout
+      recorded='' && record_deployment 'taken back' "Nobody confirmed it within $trial s. $taken_back"
+    }
     leave 0
   ) </dev/null >/dev/null 2>&1 7>&- 8<&- &
 }

@@ -32,11 +32,12 @@ from components.arguments import (
     deploy_input,
     edge_mark,
     identity_values,
+    limits,
     owner_of,
     phase_values,
     release_fingerprint,
 )
-from components.reading import Reading, parse_reading
+from components.reading import Reading, parse_reading, reading_values
 from components.remote import Payload, command_text, standard_input
 from components.settings import Settings, load_settings
 from tests.live.images import BASE_PYTHON, EDGE
@@ -257,8 +258,11 @@ class Application:
         options = create_options(settings, server, release.commit)
         arguments = container_command(settings.container)
         if phase in {"read", "remove"}:
+            values = identity_values(settings, server)
+            if phase == "read":
+                values = reading_values(settings, server, owner_of(settings))
             return (
-                command_text(phase, identity_values(settings, server)),
+                command_text(phase, values),
                 standard_input(Payload(), sudo=server.sudo),
             )
         mark = release_fingerprint(settings, options, arguments)
@@ -375,6 +379,7 @@ class Application:
             fingerprint=release_fingerprint(settings, options, container_command(settings.container)),
             restart=settings.container.restart,
             edge=edge_mark(settings),
+            **limits(settings),
         )
 
     def run_as_the_procedure(

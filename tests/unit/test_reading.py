@@ -35,7 +35,9 @@ NEW_ID, OLD_ID = "1" * 64, "2" * 64
 
 WHOLE = f"""esteira-reading 1
 arch amd64
-serving running 0 always {OWNER} {IMAGE} {MARK} {COMMIT} 2026-11-26T10:00:00.1Z
+serving running 2 always {OWNER} {IMAGE} {MARK} {COMMIT} 2026-11-26T10:00:00.1Z
+made {NEW_ID} /parasite {IMAGE} 0 0 4711
+age 4000
 release {NEW_ID} running parasite {IMAGE} {MARK} {COMMIT} {COMMIT}
 release {OLD_ID} exited parasite-0a1b2c3d {IMAGE.replace("ab", "cd")} {MARK} {OTHER} {OTHER}-dirty-0123
 edge running {EDGE}
@@ -59,7 +61,7 @@ def as_declared() -> Reading:
     return parse_reading("web", WHOLE)
 
 
-def with_serving(**changes: str) -> Reading:
+def with_serving(**changes: Any) -> Reading:
     found = as_declared()
     assert found.serving is not None
     return replace(found, serving=replace(found.serving, **changes))
@@ -72,14 +74,37 @@ class TestParse:
         found = as_declared()
         assert found == Reading(
             architecture="amd64",
-            serving=ContainerReading("running", OWNER, IMAGE, MARK, COMMIT, restart="always"),
+            serving=ContainerReading(
+                "running",
+                OWNER,
+                IMAGE,
+                MARK,
+                COMMIT,
+                restart="always",
+                name="parasite",
+                id=NEW_ID,
+                started="2026-11-26T10:00:00.1Z",
+                restarts=2,
+                age=4000,
+                runs_image=IMAGE,
+            ),
             releases=(
-                ContainerReading("running", "", IMAGE, MARK, COMMIT, COMMIT),
-                ContainerReading("exited", "", IMAGE.replace("ab", "cd"), MARK, OTHER, f"{OTHER}-dirty-0123"),
+                ContainerReading("running", "", IMAGE, MARK, COMMIT, COMMIT, name="parasite", id=NEW_ID),
+                ContainerReading(
+                    "exited",
+                    "",
+                    IMAGE.replace("ab", "cd"),
+                    MARK,
+                    OTHER,
+                    f"{OTHER}-dirty-0123",
+                    name="parasite-0a1b2c3d",
+                    id=OLD_ID,
+                ),
             ),
             edge=EDGE,
             slot="parasite-green",
             running={"parasite": frozenset({"parasite-green", NEW_ID[:12], ""})},
+            edge_state="running",
         )
 
     def test_an_empty_server(self) -> None:
@@ -87,7 +112,9 @@ class TestParse:
 
     def test_a_container_that_esteira_did_not_make(self) -> None:
         text = "esteira-reading 1\narch amd64\nserving running 0 no - - - - 2026-11-26T10:00:00Z\nend\n"
-        assert parse_reading("web", text).serving == ContainerReading("running", "", "", "", "", restart="no")
+        assert parse_reading("web", text).serving == ContainerReading(
+            "running", "", "", "", "", restart="no", started="2026-11-26T10:00:00Z"
+        )
 
     def test_an_edge_that_does_not_run_is_none(self) -> None:
         found = parse_reading("web", WHOLE.replace("edge running", "edge exited"))
@@ -103,7 +130,16 @@ class TestParse:
             parse_reading("web", "".join(WHOLE.splitlines(keepends=True)[:lines]))
 
     @pytest.mark.parametrize(
-        "line", ["serving", "serving running 0 always", "release 1 2", "edge running", "arch"]
+        "line",
+        [
+            "serving",
+            "serving running 0 always",
+            "release 1 2",
+            "edge running",
+            "arch",
+            "port 8888",
+            "port web process -",
+        ],
     )
     def test_a_line_with_words_missing_is_no_reading_either(self, line: str) -> None:
         with pytest.raises(EsteiraError, match="something else"):
@@ -148,7 +184,70 @@ class TestDifference:
             (with_serving(restart="no"), {}, "commit 8e13f56 with restart policy no"),
             (as_declared(), {"edge": "caddy:2,8888"}, f"commit 8e13f56 behind the edge {EDGE}"),
             (as_declared(), {"edge": None}, f"commit 8e13f56 behind the edge {EDGE}"),
-            (replace(as_declared(), edge=None), {}, "commit 8e13f56 behind no edge"),
+            (replace(as_declared(), edge=None, edge_state=""), {}, "commit 8e13f56 behind no edge"),
+            (
+                parse_reading("web", WHOLE.replace("edge running", "edge exited")),
+                {},
+                "commit 8e13f56 behind an edge that is exited",
+            ),
+            (
+                parse_reading("web", WHOLE.replace(f"edge running {EDGE}", "edge running - always")),
+                {},
+                "commit 8e13f56 behind an edge that Esteira did not make",
+            ),
+            (
+                parse_reading("web", WHOLE.replace(f"edge running {EDGE}", f"edge running {EDGE} no")),
+                {},
+                "commit 8e13f56 behind an edge with restart policy no",
+            ),
+            (
+                with_serving(state="restarting", restarts=1),
+                {},
+                "commit 8e13f56, restarted again and again (1 times)",
+            ),
+            (with_serving(restarts=3, age=59), {}, "commit 8e13f56, restarted again and again (3 times)"),
+            (
+                with_serving(runs_image="nginx:latest"),
+                {},
+                "commit 8e13f56, made of another image than its label says (nginx:latest)",
+            ),
+            (
+                with_serving(memory=64 * 1024**2),
+                {"memory": 512 * 1024**2},
+                "commit 8e13f56, with a memory limit of 64m, not 512m",
+            ),
+            (
+                with_serving(memory=1000),
+                {},
+                "commit 8e13f56, with a memory limit of 1000, not none",
+            ),
+            (
+                with_serving(nano_cpus=250_000_000),
+                {"nano_cpus": 1_500_000_000},
+                "commit 8e13f56, with 0.25 processors, not 1.5 processors",
+            ),
+            (
+                replace(as_declared(), edge=None, edge_state="exited", holders={8888: "the container x"}),
+                {},
+                "commit 8e13f56 behind an edge that is exited; port 8888 is held by the container x: stop that first",
+            ),
+            (
+                replace(as_declared(), serving=None, edge=None, holders={8888: "another process"}),
+                {"edge": None},
+                "no container of that name; port 8888 is held by another process: stop that first",
+            ),
+            (
+                replace(
+                    as_declared(),
+                    slot="parasite-blue",
+                    running={
+                        "parasite": frozenset({"parasite-green"}),
+                        "parasite-0a1b2c3d": frozenset({"parasite-blue"}),
+                    },
+                ),
+                {},
+                "commit 8e13f56, but the edge points to commit 0a1b2c3",
+            ),
             (
                 replace(as_declared(), slot="parasite-blue"),
                 {},
@@ -169,12 +268,42 @@ class TestDifference:
 
     def test_a_digest_that_is_not_known_yet_is_no_difference(self) -> None:
         """A commit that is still to be built has none in a preview."""
-        found = with_serving(image=IMAGE.replace("ab", "cd"))
+        other = IMAGE.replace("ab", "cd")
+        found = with_serving(image=other, runs_image=other)
         assert found.difference(**{**DECLARED, "image": None}) is None
 
     def test_docker_names_a_restart_policy_without_its_count(self) -> None:
         found = with_serving(restart="on-failure")
         assert found.difference(**{**DECLARED, "restart": "on-failure:3"}) is None
+
+    @pytest.mark.parametrize(
+        "found",
+        [
+            with_serving(restarts=2, age=1),
+            with_serving(restarts=30, age=61),
+            with_serving(restarts=30),
+            replace(as_declared(), holders={8888: "a container that is none of ours but cannot be"}),
+        ],
+        ids=["two restarts", "long ago", "an age that is not known", "held by the edge"],
+    )
+    def test_what_is_no_drift(self, found: Reading) -> None:
+        """A restart long ago is over."""
+        assert found.difference(**DECLARED) is None
+
+    def test_a_kernel_without_limits_has_none(self) -> None:
+        assert as_declared().difference(**DECLARED, memory=512 * 1024**2, nano_cpus=1_500_000_000) is None
+
+    def test_what_no_label_tells_names_the_container_to_replace(self) -> None:
+        limits: dict[str, Any] = {"commit": COMMIT, "fingerprint": MARK, "memory": 0, "nano_cpus": 0}
+        assert as_declared().renewed(**limits) == ""
+        assert with_serving(state="exited").renewed(**limits) == ""
+        assert with_serving(restarts=5, age=2).renewed(**limits) == NEW_ID
+        assert with_serving(runs_image="nginx").renewed(**limits) == NEW_ID
+        assert with_serving(owner="", runs_image="nginx", image="").renewed(**limits) == ""
+        # An earlier release, or one with other settings, is kept to go back to.
+        assert with_serving(restarts=5, age=2, commit=OTHER).renewed(**limits) == ""
+        assert with_serving(memory=10, fingerprint="0" * 64).renewed(**limits) == ""
+        assert replace(as_declared(), serving=None).renewed(**limits) == ""
 
     def test_recreate_has_no_edge_and_wants_none(self) -> None:
         found = replace(as_declared(), edge=None, slot="", running={"parasite": frozenset()})
@@ -253,7 +382,13 @@ class TestReadServer:
     def test_over_ssh(self, monkeypatch: pytest.MonkeyPatch) -> None:
         channel = by_ssh(monkeypatch, WHOLE)
         assert self.read(load(changed())) == as_declared()
-        assert channel.text == f"sh -s -- read \\\n  server=web \\\n  owner={OWNER} \\\n  name=parasite"
+        assert channel.text.split(" \\\n  ") == [
+            "sh -s -- read",
+            "server=web",
+            f"owner={OWNER}",
+            "name=parasite",
+            "holdable=8888/tcp",
+        ]
         assert "sudo -S" in channel.stdin
         assert channel.closed, "the server's shell waits for the end of its input"
 
