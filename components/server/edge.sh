@@ -16,7 +16,7 @@ look_at_edge() {
   edge_id='' active='' next_id=''
   [ -n "$just_looked" ] || look "$edge" "$edge-next"
   just_looked=
-  while read -r container_name id state _ _ _ _ policy mark _; do
+  while read -r container_name id state _ _ _ policy _ mark _; do
     case $container_name in
       "/$edge") edge_id=$id edge_state=$state edge_mark=$mark edge_policy=$policy ;;
       "/$edge-next") next_id=$id next_state=$state next_mark=$mark ;;

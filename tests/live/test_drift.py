@@ -83,6 +83,8 @@ class Drifting:
         self.app = app
         app.values["strategy"] = strategy
         app.values["rollout"] = {"watch": 0}
+        # Not how fast it boots is looked at, and the machine may be busy.
+        app.values["health"]["startPeriod"] = 20
         app.values["container"] |= {"memory": "128m", "cpus": 0.5}
         self.first, self.second = Release(images.make()), Release(images.make())
         app.up(self.first)

@@ -220,3 +220,28 @@ def test_another_user_keeps_it_at_home(app: Application, app_images: Images) -> 
         group.write_text(before)
         machine.sh("chgrp 0 /run/docker.sock; chmod 600 /run/docker.sock")
     assert machine.answers(PORT) is None
+
+
+def test_one_of_several_servers_has_one_line_too(app: Application, app_images: Images) -> None:
+    """Whichever phase ends it: the confirmation, the undo, or the deadline that nobody met."""
+    app.values["rollout"] = {"watch": 0}
+    app.one_of_several(5)
+    first, second, third = (Release(app_images.make()) for _ in range(3))
+    app.up(first, request="t, ana@laptop, found 1")
+    for phase in ("candidate", "switch", "undo", "undo"):
+        done = app.run(phase, second, request="t, ana@laptop, found 2")
+        assert done.status == 0, done.shown
+    assert app.run("switch", second, request="t, ana@laptop, found 2").status == 1
+    for phase in ("candidate", "switch"):
+        assert app.run(phase, third, request="t, ana@laptop, found 3").status == 0
+    wait_for(lambda: len(entries(app)) == 3, "the line of the deadline", 20)
+    app.up(first, request="t, ana@laptop, found it unread")
+    assert [(entry["result"], entry["commit"]) for entry in entries(app)] == [
+        ("deployed", first.commit),
+        ("taken back", second.commit),
+        ("taken back", third.commit),
+        ("unchanged", first.commit),
+    ]
+    assert "The rollout failed on another server. The edge points back to commit" in entries(app)[1]["cause"]
+    assert "Nobody confirmed it within 5 s." in entries(app)[2]["cause"]
+    assert not list(app.machine.path("var/lib/esteira").glob("*.begun"))
