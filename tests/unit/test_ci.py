@@ -46,7 +46,7 @@ def started(root: Path, pulumi: str) -> subprocess.Popen[bytes]:
         f"sys.exit(ci.up(Path({str(root)!r}), 's', {pulumi!r}))"
     )
     job = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2])
-    for _ in range(400):
+    for _ in range(1200):
         if (root / ".esteira/ci/s.events.json").exists():
             return job
         time.sleep(0.05)
