@@ -7,24 +7,39 @@ read_server() {
   echo end
 }
 
-# Prints the lines of a reading.
+# Prints the lines of a reading: "serving", then "made" and "age", and all others in any order. Every docker command is a
+# process of its own, which takes longer than its answer: they are few, and the edge is asked beside them.
 list_what_runs() {
+  show_slot &
   look_at_architecture
   echo "arch $server_arch"
-  docker container inspect --format \
-    'serving {{.State.Status}} {{.RestartCount}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}} {{with index .Config.Labels "esteira.owner"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.image"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.fingerprint"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels "esteira.commit"}}{{.}}{{else}}-{{end}} {{.State.StartedAt}}
-made {{.Id}} {{.Name}} {{.Config.Image}} {{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.State.Pid}}' \
-    "$name" 2>/dev/null | while read -r line; do
+  releases=$(list_releases)
+  printf '%s\n' "$releases" | sed -n 's/^./release &/p'
+  edge_runs=
+  # shellcheck disable=SC2046 # ids are words
+  while read -r line; do
+    [ -n "$line" ] || continue
     echo "$line"
-    case $line in "made "*) tell_age "$line" ;; esac
-  done
-  list_releases | sed 's/^/release /'
+    case $line in
+      "made "*) tell_age "$line" ;;
+      "edge running "*) edge_runs=yes ;;
+    esac
+  done <<END
+$(look_at_what_runs "$name" "$edge" $(printf '%s\n' "$releases" | cut -d ' ' -f 1))
+END
+  [ -n "$edge_runs" ] || list_port_holders
+  wait
+}
+
+# Prints, of the containers $*, the lines of the serving one, of the edge, and of each release that runs.
+look_at_what_runs() {
   docker container inspect --format \
-    'edge {{.State.Status}} {{with index .Config.Labels "esteira.edge"}}{{.}}{{else}}-{{end}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}}' "$edge" 2>/dev/null
-  show_slot
-  docker ps --no-trunc --filter "label=esteira.owner=$owner" --filter label=esteira.role=release --quiet |
-    xargs -r docker inspect --format 'running {{.Name}} {{range .NetworkSettings.Networks}}{{range .Aliases}}{{.}} {{end}}{{end}}' 2>/dev/null
-  list_port_holders
+    "{{if eq .Name \"/$name\"}}serving {{.State.Status}} {{.RestartCount}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}} {{with index .Config.Labels \"esteira.owner\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.image\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.fingerprint\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.commit\"}}{{.}}{{else}}-{{end}} {{.State.StartedAt}}
+made {{.Id}} {{.Name}} {{.Config.Image}} {{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.State.Pid}}
+{{end}}{{if eq .Name \"/$edge\"}}edge {{.State.Status}} {{with index .Config.Labels \"esteira.edge\"}}{{.}}{{else}}-{{end}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}}
+{{end}}{{if and .State.Running (eq (index .Config.Labels \"esteira.owner\") \"$owner\") (eq (index .Config.Labels \"esteira.role\") \"release\")}}running {{.Name}} {{range .NetworkSettings.Networks}}{{range .Aliases}}{{.}} {{end}}{{end}}
+{{end}}" \
+    "$@" 2>/dev/null
 }
 
 # Prints the slot that the running edge points at, as "slot parasite-blue"; nothing where there is none.
