@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -251,7 +252,7 @@ class Registry:
             parts = []
             for kind, data in (("image.rootfs.diff.tar.gzip", layer), ("container.image.v1+json", config)):
                 digest = dxf.hash_bytes(data)
-                client.push_blob(data=[data], digest=digest)
+                client.push_blob(data=io.BytesIO(data), digest=digest)
                 media = f"application/vnd.docker.{kind}"
                 parts.append({"mediaType": media, "size": len(data), "digest": digest})
             manifest = json.dumps(

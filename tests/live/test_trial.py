@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
-from tests.live.driving import NAME, PORT, Application, Images, Prober, Release
+from components import registry as client
+from components.arguments import create_options, decision_tag, release_fingerprint
+from components.decision import LABEL, switch_mark
+from tests.live.driving import NAME, PORT, REPOSITORY, Application, Images, Prober, Release
 from tests.live.machines import wait_for
+from tests.live.registry import Registry
 from tests.live.test_recovery import restart
 
 DEADLINE = 6
@@ -79,6 +84,29 @@ class TestBlueGreen:
         assert "did not hold" in done.out, done.shown
         assert done.status == 0, done.shown
         app.expect_settled(old)
+
+    def test_it_was_decided(
+        self, app: Application, app_images: Images, registry: Registry, record: Callable[[str], None]
+    ) -> None:
+        """The run was lost after all had switched: the server reads that in the registry, and confirms itself."""
+        old, new = Release(app_images.make()), Release(app_images.make())
+        app.up(old)
+        where = (registry.address, REPOSITORY, registry.user, registry.password)
+        with Prober(app.machine.host) as prober:
+            switch(app, new)
+            switched = time.monotonic()
+            settings = app.settings(new)
+            options = create_options(settings, settings.servers[0], new.commit)
+            own = switch_mark("a test", new.commit, release_fingerprint(settings, options, []))
+            marks = " ".join(["0" * 64, own])
+            tag = decision_tag(settings)
+            client.Registry(*where, plain_http=True).write_labels(tag, {LABEL: marks})
+            wait_for(lambda: not app.leftovers(new), "its own confirmation", DEADLINE + 20)
+            record(f"a switch that was decided confirmed itself {time.monotonic() - switched:.1f} s later")
+        prober.expect_no_failure()
+        assert prober.commits == [old.commit, new.commit]
+        app.expect_settled(new)
+        assert tag not in app.machine.docker("image", "ls", "--format", "{{.Tag}}").split()
 
     def test_every_process_of_the_run_is_killed(self, app: Application, app_images: Images) -> None:
         """Then the edge itself ends the trial; what is left over goes with the next run."""
