@@ -238,7 +238,12 @@ class Deployment(pulumi.ComponentResource):
             "triggers": [owner_of(settings)],
             "add_previous_output_in_env": False,
             "opts": pulumi.ResourceOptions(
-                parent=self, depends_on=after, delete_before_replace=True, hooks=self._hooks
+                parent=self,
+                depends_on=after,
+                delete_before_replace=True,
+                hooks=self._hooks,
+                # A preview without a login would show that as a change of every command; an update has one.
+                ignore_changes=["connection"] if settings.lacks_login(server) else None,
             ),
         }
         if server.local:

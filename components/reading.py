@@ -239,6 +239,11 @@ def ask_server(
     settings: Settings, server: ServerSettings, phase: str, values: Sequence[tuple[str, str]]
 ) -> str:
     """Run a phase that only reads, and return what it printed. Raises EsteiraError where there is no answer."""
+    if settings.lacks_login(server):
+        raise EsteiraError(
+            f"Server {server.name} was not read: neither a private key nor a password for it is set here "
+            "(esteira:serverPrivateKey, esteira:serverPassword)."
+        )
     text = command_text(phase, values)
     sudo_password = settings.sudo_password.get_secret_value() if settings.sudo_password else None
     stdin = standard_input(Payload(), sudo=server.sudo, sudo_password=sudo_password)

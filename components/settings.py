@@ -55,6 +55,9 @@ from components.settings_rules import Fault, Wrong
 NAMESPACE = "esteira"
 """The namespace of all keys in a stack file, whatever the Pulumi project is called."""
 
+NO_LOGIN = "(no login is set here)"
+"""Stands, in a preview, for the password of servers that nothing is set for; it is never sent."""
+
 DEFAULT_EDGE_IMAGE = "caddy:2.11.9-alpine"
 """A small image with a shell and busybox; pinned, because a health gate must not change between two deployments."""
 
@@ -954,6 +957,11 @@ class Settings(_Model):
     def login(self, server: ServerSettings) -> tuple[SecretStr | None, SecretStr | None]:
         """Password and private key for a server; at least one is set where the server is not local."""
         return self.server_password.get(server.name), self.server_private_key.get(server.name)
+
+    def lacks_login(self, server: ServerSettings) -> bool:
+        """Whether there is nothing to log in to the server with; only a preview has such settings."""
+        password, _ = self.login(server)
+        return not server.local and password is not None and password.get_secret_value() == NO_LOGIN
 
     def jump_login(self, server: ServerSettings) -> tuple[SecretStr | None, SecretStr | None]:
         """Password and private key for the server's jump host: its own settings, else the server's."""
@@ -2048,8 +2056,13 @@ def from_pulumi() -> Settings | GitlabStack:
     if base_url:
         environ["GITLAB_BASE_URL"] = base_url
     stack_file = root / f"Pulumi.{stack}.yaml"
+    given: dict[str, object] = {key: value for key, value in values.items() if value is not None}
+    if pulumi.runtime.is_dry_run() and _needs_login(given, environ):
+        # A preview shows what it can without it; an update refuses.
+        given["serverPassword"] = NO_LOGIN
+        hidden.add(f"{prefix}serverPassword")
     return load_stack(
-        {key: value for key, value in values.items() if value is not None},
+        given,
         frozenset(name.removeprefix(prefix) for name in hidden),
         project=project,
         stack=stack,
@@ -2057,6 +2070,18 @@ def from_pulumi() -> Settings | GitlabStack:
         environ=environ,
         written=parse_stack_file(stack_file).values if stack_file.is_file() else None,
     )
+
+
+def _needs_login(given: Mapping[str, object], environ: Mapping[str, str]) -> bool:
+    """Whether there are servers that are logged in to, and neither a password nor a private key for any."""
+    if {"serverPassword", "serverPrivateKey"} & given.keys():
+        return False
+    if environ.get("DEPLOYMENT_SERVER_PASS") or environ.get("DEPLOYMENT_SERVER_KEY"):
+        return False
+    servers = _from_json(str(given.get("servers", "")))
+    if not isinstance(servers, list):
+        return "container" in given and bool(environ.get("DEPLOYMENT_SERVER_IP"))
+    return any(isinstance(server, Mapping) and server.get("local") is not True for server in servers)
 
 
 # ---- the table in the README -------------------------------------------------------------------------------

@@ -47,6 +47,20 @@ class TestServer:
         assert 1 <= one.sshd_log().count("Failed password") - before <= 2
         assert shows(one, served)
 
+    def test_a_preview_without_a_login_says_so_and_an_up_refuses(
+        self, stack: Stack, served: str, one: Machine
+    ) -> None:
+        before = one.sshd_log()
+        right = stack.secrets.pop("serverPassword")
+        try:
+            preview = stack.preview().expect_good()
+            stack.up().expect_bad("No password and no private key to log in to one")
+        finally:
+            stack.secrets["serverPassword"] = right
+        assert "Server one was not read" in preview.screen
+        assert one.sshd_log() == before
+        assert shows(one, served)
+
     def test_a_server_that_does_not_answer(self, stack: Stack, served: str, room: Room, one: Machine) -> None:
         gone = {"name": "gone", "host": room.black_hole(97), "hostKey": one.host_key}
         stack.settings["servers"].append(gone)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from components import settings as module
 from components import settings_rules as rule
 from components.errors import EsteiraError
+from components.reading import read_servers
 from components.settings import (
     ContainerSettings,
     HealthSettings,
@@ -671,6 +672,32 @@ class TestPulumi:
         ) as caught:
             from_pulumi()
         assert "MARKER" not in str(caught.value)
+
+    def test_a_preview_does_without_a_login(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gone = [(key, ABSENT) for key in ("serverPassword", "serverPrivateKey")]
+        self.configure(monkeypatch, changed(*gone), secret_keys_of_model())
+        monkeypatch.delenv("DEPLOYMENT_SERVER_PASS", raising=False)
+        with pytest.raises(SettingsError, match="No password and no private key to log in to web"):
+            from_pulumi()
+        monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
+        found = from_pulumi()
+        assert isinstance(found, Settings)
+        assert found.lacks_login(found.servers[0])
+        [said] = read_servers(found, "owner").values()
+        assert "Server web was not read: neither a private key nor a password" in str(said)
+        monkeypatch.setenv("DEPLOYMENT_SERVER_PASS", "given")
+        found = from_pulumi()
+        assert isinstance(found, Settings)
+        assert not found.lacks_login(found.servers[0])
+
+    def test_a_preview_of_this_machine_needs_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gone = ("sudoPassword", "serverPassword", "serverPrivateKey", "jumpPassword", "jumpPrivateKey")
+        values = changed(*((key, ABSENT) for key in gone), ("servers", [{"name": "web", "local": True}]))
+        self.configure(monkeypatch, values, secret_keys_of_model())
+        monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
+        found = from_pulumi()
+        assert isinstance(found, Settings)
+        assert not found.lacks_login(found.servers[0])
 
     def test_unknown_keys_are_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.configure(monkeypatch, {**right(), "contaner": {}}, secret_keys_of_model())
