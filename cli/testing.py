@@ -27,7 +27,9 @@ _NPM_SECONDS = 300
 
 
 def run(place: local.Place, arguments: Sequence[str]) -> int:
-    """Run pytest with ``arguments`` in one process and return its exit status.
+    """Run pytest with ``arguments`` and return its exit status.
+
+    Everything is run by two processes side by side; what is chosen by a file or a test's name, by one.
 
     Raises EsteiraError when the live layer cannot be prepared and must run.
     """
@@ -47,9 +49,17 @@ def run(place: local.Place, arguments: Sequence[str]) -> int:
         values[SKIP_ENGINE] = found.reason
     else:
         values["PATH"] = os.pathsep.join([str(Path(found.command).parent), values.get("PATH", os.defpath)])
+    divided = [] if asked else _side_by_side(arguments)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments], cwd=place.root, env=values, check=False
+        [sys.executable, "-m", "pytest", *divided, *arguments], cwd=place.root, env=values, check=False
     ).returncode
+
+
+def _side_by_side(arguments: Sequence[str]) -> list[str]:
+    """Give pytest's options for two processes at once (tests/side_by_side.py), where there are two cores for them."""
+    if (os.cpu_count() or 1) < 2 or any(one == "--pdb" or one.startswith("-n") for one in arguments):
+        return []
+    return ["-n", "2"]
 
 
 def is_required() -> bool:

@@ -12,10 +12,13 @@ import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from cli import engine
+from tests import side_by_side
 
 # The servers and the registry: one room for both layers that need it.
 pytest_plugins = ["tests.live.parts"]
@@ -58,6 +61,8 @@ def _why_not_engine() -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark each test with its layer, and skip what cannot run here; in CI the live layer has to."""
     reasons: dict[str, str] = {}
+    if hasattr(config, "workerinput"):
+        side_by_side.arrange(items)
     for item in items:
         layer = _layer(item.path)
         if layer == "unit":
@@ -71,21 +76,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(
             f"the live tests cannot run, and they may not be skipped here: {reasons['live']}"
         )
-    config.stash[_REASONS] = reasons
 
 
-_REASONS = pytest.StashKey[dict[str, str]]()
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Tell pytest-xdist how tests are divided among several processes."""
+    return side_by_side.scheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say which layers ran and which were skipped, and why."""
     counts: Counter[str] = Counter()
-    for outcome in ("passed", "failed", "error"):
+    reasons: dict[str, str] = {}
+    for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
             path = getattr(report, "fspath", None)
-            if path and getattr(report, "when", "call") in {"call", "setup"}:
-                counts[_layer(Path(config.rootpath, path))] += 1
-    reasons = config.stash.get(_REASONS, {})
+            if not path or getattr(report, "when", "call") not in {"call", "setup"}:
+                continue
+            layer = _layer(Path(config.rootpath, path))
+            if outcome != "skipped":
+                counts[layer] += 1
+            elif isinstance(report.longrepr, tuple) and f"{layer} layer: " in report.longrepr[2]:
+                # By another process, perhaps: what it says is all that this one knows.
+                reasons[layer] = report.longrepr[2].partition(f"{layer} layer: ")[2]
     terminalreporter.section("layers")
     for layer in LAYERS:
         if reasons.get(layer):

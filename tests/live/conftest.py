@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.live import standstill
 from tests.live.driving import Application, Images
 from tests.live.machines import Machine
 from tests.live.project import Project
@@ -31,19 +29,3 @@ def app_images(builder: Machine, registry: Registry) -> Images:
 def app(one: Machine, registry: Registry) -> Application:
     """Give a declaration for a server as new, whose phases are driven one by one."""
     return Application(one, registry)
-
-
-_SEEN = pytest.StashKey[list[str]]()
-
-
-@pytest.fixture
-def record(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Give what notes a figure for the end of the run's report."""
-    return request.config.stash.setdefault(_SEEN, []).append
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Tell the figures that were seen."""
-    for line in [*config.stash.get(_SEEN, []), standstill.report()]:
-        if line:
-            terminalreporter.line(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -19,15 +20,17 @@ def archive(name: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "esteira" / "live"
     made_by = hashlib.sha256(Path(images.__file__).read_bytes()).hexdigest()[:12]
     file = cache / f"{name.replace('/', '-').replace(':', '-')}-{made_by}.tar"
-    if not file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        work = BASE / "esteira-live-images"
-        work.mkdir(exist_ok=True)
-        images.ensure(work)
-        for old in cache.glob(f"{file.name[:-16]}*"):
-            old.unlink()
-        run("docker", "save", "-o", f"{file}.part", name, timeout=300)
-        Path(f"{file}.part").rename(file)
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            work = BASE / "esteira-live-images"
+            work.mkdir(exist_ok=True)
+            images.ensure(work)
+            for old in cache.glob(f"{file.name[:-16]}*"):
+                old.unlink()
+            run("docker", "save", "-o", f"{file}.part", name, timeout=300)
+            Path(f"{file}.part").rename(file)
     return file
 
 

@@ -30,8 +30,12 @@ from typing import IO, Any
 from rehearsal.image import is_late
 from tests.live.standstill import usable_time
 
-ROOM = int(os.environ.get("ESTEIRA_LIVE_ROOM", "0"))
-"""Which room of this machine is used, 0 to 9: test runs in different rooms do not wait for each other."""
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+ROOM = (int(os.environ.get("ESTEIRA_LIVE_ROOM", "0")) + _PROCESS) % 10
+"""Which room of this machine is used, 0 to 9: test runs in different rooms do not wait for each other.
+
+Of several processes of one run (tests/side_by_side.py) each takes the next one.
+"""
 BRIDGE = f"esteira-live{ROOM}"
 NETWORK = f"10.213.{ROOM}"
 HERE = f"{NETWORK}.1"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.live import images
+from tests.live import images, standstill
 from tests.live.machines import Machine, Room
 from tests.live.registry import Registry
 
@@ -89,3 +89,38 @@ def two(_machines: list[Machine], registry: Registry) -> Machine:
     """Give a second server as new."""
     _machines[1].wipe(keep_images=[images.EDGE, images.base_name(registry)])
     return _machines[1]
+
+
+_FIGURE = "figure"
+_FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Give what notes a figure for the end of the run's report."""
+    # Properties travel with the test's report, from whichever process it ran in.
+    return lambda line: request.node.user_properties.append((_FIGURE, line))
+
+
+class _Figures:
+    """Collects the figures from the reports, which come in the order in which the tests end."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            self._lines += [str(value) for name, value in report.user_properties if name == _FIGURE]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin to collect the figures."""
+    config.stash[_FIGURES] = []
+    config.pluginmanager.register(_Figures(config.stash[_FIGURES]))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tell the figures that were seen."""
+    for line in [*config.stash[_FIGURES], standstill.report()]:
+        if line:
+            terminalreporter.line(line)

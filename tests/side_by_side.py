@@ -1,0 +1,61 @@
+"""Two test processes at once (pytest-xdist): which tests stay together, and in which order they are handed out.
+
+`./esteira test` starts one process for each of two cores. Each has a room of its own for servers and registry
+(tests/live/machines.py), so the live tests of one do not see those of the other.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
+
+FOLDER = Path(__file__).parent
+HEAVY = ("live/test_load.py",)
+"""Modules that put a load on a server: what they count is right beside anything but each other."""
+_ORDER = ("heavy", "engine", "live", "unit")
+"""What takes longest comes first, so that both processes end at about the same time."""
+
+
+def group(node: str) -> str:
+    """Give what a test, by its node id, stays together with: its module, other heavy ones, or nothing but itself."""
+    module = node.partition("::")[0].removeprefix("tests/")
+    if module in HEAVY:
+        return "heavy"
+    # The unit tests are too small to be handed out one by one.
+    if module.startswith("unit/") or _shares(module):
+        return module
+    return node
+
+
+@functools.cache
+def _shares(module: str) -> bool:
+    """Tell whether the tests of a module share what is made once for it: a stack, a release that serves."""
+    text = (FOLDER / module).read_text(encoding="utf-8") if (FOLDER / module).is_file() else ""
+    return module.startswith("engine/") or 'scope="module"' in text
+
+
+def arrange(items: list[pytest.Item]) -> None:
+    """Put the tests in the order in which they are handed out."""
+
+    def place(item: pytest.Item) -> int:
+        own = group(item.nodeid)
+        return _ORDER.index(own if own == "heavy" else own.removeprefix("tests/").partition("/")[0])
+
+    items.sort(key=place)
+
+
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc] # the package has no types
+    """Hands out the groups in the order of the tests."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+
+def scheduling(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Give what hands out the tests, for pytest-xdist's hook of that purpose."""
+    config.option.loadscopereorder = False
+    return _Scheduling(config, log)
