@@ -193,25 +193,56 @@ write_configuration() {
   done
 }
 
-# Makes the network that edge and releases of this application share.
+# Makes the network that edge and releases of this application share. Without IPv6, whatever the daemon's default: the
+# health gate and the edge would have to find out by trying whether an application listens on IPv4 alone.
 make_network() {
   # An edge that answers is on it.
   [ -z "$active" ] || return 0
   docker network inspect "$network" >/dev/null 2>&1 ||
-    docker network create --label "esteira.owner=$owner" --label esteira.role=network "$network" >/dev/null 2>"$passing/error" ||
+    docker network create --ipv6=false --label "esteira.owner=$owner" --label esteira.role=network "$network" >/dev/null 2>"$passing/error" ||
     refuse "The network $network cannot be made" "$(docker_said)"
+}
+
+# Makes the network esteira: in front of edges, with IPv6 where the daemon's own network has it. Docker publishes ports by
+# the network that comes first in the alphabet, which this one does: an application's arrival moves nothing.
+make_front_network() {
+  docker network inspect esteira >/dev/null 2>&1 && return 0
+  set -- --label esteira.owner=esteira
+  if daemon_has_ipv6; then
+    # Before version 27 Docker chooses no such addresses by itself: a private prefix, drawn at random.
+    set -- "$@" --ipv6 --subnet "$(od -An -N7 -tx2 /dev/urandom | awk '{ printf "fd%s:%s:%s:%s::/64", substr($1, 3), $2, $3, $4 }')"
+  fi
+  docker network create "$@" esteira >/dev/null 2>&1
+}
+
+# Says whether containers of this daemon have IPv6 addresses by default.
+daemon_has_ipv6() {
+  [ "$(docker network inspect --format '{{.EnableIPv6}}' bridge 2>/dev/null)" = true ]
+}
+
+# Removes the front network with the last edge on it. One that is stopped counts: it could not start any more.
+remove_front_network() {
+  [ -n "$(docker ps --all --quiet --filter network=esteira 2>/dev/null)" ] || docker network rm esteira >/dev/null 2>&1
 }
 
 # Creates an edge that does not run yet, called $1; its published ports are the arguments after it. Sets created_edge.
 create_edge() {
   edge_name=$1
   shift
+  front=$edge_network
+  # By a network without IPv6 a client's address would be lost: Docker's own proxy would stand in between.
+  if [ "$front" = esteira ] || daemon_has_ipv6; then
+    front=esteira
+    make_front_network
+  fi
   docker image inspect "$edge_image" >/dev/null 2>&1 || pull "$edge_image"
-  created_edge=$(docker create --name "$edge_name" --restart always --network "$edge_network" --log-opt max-size=10m --log-opt max-file=3 \
+  created_edge=$(docker create --name "$edge_name" --restart always --network "$front" --log-opt max-size=10m --log-opt max-file=3 \
     --label "esteira.owner=$edge_owner" --label esteira.role=edge --label "esteira.edge=$edge_fingerprint" \
     --volume "$edge:/edge" --volume "$edge-data:/data" "$@" "$edge_image" \
     caddy run --config /edge/Caddyfile --adapter caddyfile 2>"$passing/error") ||
     refuse "The edge cannot be created" "$(docker_said)"
+  [ "$front" = "$network" ] || docker network connect "$network" "$created_edge" 2>"$passing/error" ||
+    refuse "The edge cannot join network $network" "$(docker_said)"
 }
 
 # Puts the configuration into the volume of an edge that does not run yet; its first slot is $1.
@@ -259,11 +290,7 @@ reload_edge() {
 # Adds this application to the edge that applications with a domain share; it points at slot $1 from then on.
 add_site() {
   if [ -z "$edge_id" ]; then
-    # Docker publishes ports by the network that comes first in the alphabet: with one that is before all others, another
-    # application's arrival moves nothing.
-    docker network create --label esteira.owner=esteira esteira >/dev/null 2>&1
     create_edge "$edge" --publish=80:80 --publish=443:443 --publish=443:443/udp
-    docker network connect "$network" "$created_edge"
     configure_stopped_edge "$1"
     still_wanted
     if ! docker start "$created_edge" >/dev/null 2>"$passing/error"; then
@@ -289,7 +316,7 @@ remove_site() {
   if [ "$(docker exec "$shared" sh -c 'ls -d /edge/*/site' 2>/dev/null)" = "/edge/$name/site" ]; then
     docker rm --force "$shared" >/dev/null
     docker volume rm esteira-edge esteira-edge-data >/dev/null 2>&1
-    docker network rm esteira >/dev/null 2>&1
+    remove_front_network
   else
     docker exec "$shared" sh -c "rm -rf /edge/$name && caddy reload --config /edge/Caddyfile --adapter caddyfile" >/dev/null 2>&1
     docker network disconnect --force "$network" "$shared" >/dev/null 2>&1
@@ -301,4 +328,5 @@ remove_own_edge() {
   docker volume inspect "$name-edge" >/dev/null 2>&1 || return 0
   docker rm --force --volumes "$name-edge" "$name-edge-next" >/dev/null 2>&1
   docker volume rm "$name-edge" "$name-edge-data" >/dev/null 2>&1
+  remove_front_network
 }

@@ -34,5 +34,6 @@ remove() {
   done
   docker volume rm "$name-edge" "$name-edge-data" >/dev/null 2>&1
   forget_history
+  remove_front_network
   say "removed $removed containers of $name from server $server"
 }

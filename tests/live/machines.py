@@ -351,6 +351,10 @@ class Machine:
         """Read what one of its daemons wrote."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
+    def add_address(self, address: str) -> None:
+        """Give it one more address, such as ``fd00::2/64``."""
+        run("ip", "-n", NAMESPACE_PREFIX + self.name, "addr", "add", address, "dev", "eth0", "nodad")
+
     def kill_daemon(self) -> None:
         """Kill dockerd at once, as a crash would."""
         pid = int(self.path("run/docker.pid").read_text())
@@ -363,8 +367,8 @@ class Machine:
             wait_for(lambda: not _alive(containerd), f"the end of containerd on {self.name}")
             file.unlink()
 
-    def restart_daemon(self, *, wait: bool = True) -> None:
-        """Start dockerd."""
+    def restart_daemon(self, *more: str, wait: bool = True) -> None:
+        """Start dockerd, with ``more`` options for this time."""
         self.path("run/docker.pid").unlink(missing_ok=True)
         # With http:// in front the daemon's BuildKit takes it too, for its cache; without only push and pull do.
         options = [
@@ -375,7 +379,7 @@ class Machine:
             "--shutdown-timeout",
             "2",
         ]
-        self._inside(["dockerd", *options], "dockerd")
+        self._inside(["dockerd", *options, *more], "dockerd")
         if wait:
             self.wait_until_up()
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Iterator
 
 import pytest
 
-from tests.live.machines import HERE, Machine, wait_for
+from tests.live.machines import BRIDGE, HERE, ROOM, Machine, run, wait_for
 from tests.live.project import PORT, Project
 
 pytestmark = pytest.mark.live
+
+HERE_6, THERE_6 = f"fd00:213:6:{ROOM}::1", f"fd00:213:6:{ROOM}::2"
+"""This machine's and server one's address in the room's network, where a test has given them one."""
 
 
 @pytest.fixture
@@ -54,6 +58,38 @@ class TestHeaders:
         behind.up(trustedProxies=[f"{HERE}/32"]).expect_good()
         assert headers(one, {"X-Forwarded-For": "203.0.113.7"})["x-forwarded-for"].startswith("203.0.113.7")
         assert one.inspect("parasite")["Id"] == serving
+
+
+@pytest.fixture
+def six(one: Machine) -> Iterator[Machine]:
+    """Give server one with an IPv6 address, in a network that this machine is in, and a daemon that forwards IPv6."""
+    run("ip", "addr", "add", f"{HERE_6}/64", "dev", BRIDGE, "nodad")
+    one.add_address(f"{THERE_6}/64")
+    one.kill_daemon()
+    # Before version 27 the firewall's half of it is an experiment.
+    one.restart_daemon("--ipv6", "--fixed-cidr-v6=fd00:213:1::/64", "--experimental", "--ip6tables")
+    yield one
+    one.kill_daemon()
+    one.restart_daemon()
+
+
+class TestIpv6:
+    """Where the daemon forwards IPv6, the application learns the address of such a client too."""
+
+    def test_client_address(self, behind: Project, six: Machine) -> None:
+        behind.up().expect_good()
+        connection = http.client.HTTPConnection(THERE_6, PORT, timeout=30)
+        connection.request("GET", "/headers", headers={"X-Forwarded-For": "2001:db8::7"})
+        found = json.loads(connection.getresponse().read())
+        connection.close()
+        assert found["x-forwarded-for"] == HERE_6
+        assert headers(six)["x-forwarded-for"] == HERE
+        behind.commit()
+        behind.up().expect_good()
+        assert f"commit {behind.head}" in str(six.answers(PORT))
+        behind.destroy().expect_good()
+        assert six.docker("ps", "-aq") == ""
+        assert "esteira" not in six.docker("network", "ls")
 
 
 class TestPorts:
