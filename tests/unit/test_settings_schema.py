@@ -175,7 +175,7 @@ class TestWrongFiles:
             ("servers/0/local", True),
             ("container/memory", None),
         ],
-        ids=str,
+        ids=lambda change: change[0],
     )
     def test_what_is_missing_or_too_much(self, change: tuple[str, object]) -> None:
         assert faults(as_written(changed(change)))
