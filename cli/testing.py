@@ -15,6 +15,9 @@ from components.errors import EsteiraError
 REQUIRE_LIVE = "ESTEIRA_REQUIRE_LIVE"
 """Set to 1 (CI does): the live layer may not be skipped."""
 
+PROCESSES = "ESTEIRA_TEST_PROCESSES"
+"""How many test processes run side by side: 2 where there are two cores, unless this says 1."""
+
 SKIP_LIVE = "ESTEIRA_SKIP_LIVE"
 SKIP_ENGINE = "ESTEIRA_SKIP_ENGINE"
 """Read by tests/conftest.py: why a layer is skipped, in words for a person."""
@@ -56,10 +59,11 @@ def run(place: local.Place, arguments: Sequence[str]) -> int:
 
 
 def _side_by_side(arguments: Sequence[str]) -> list[str]:
-    """Give pytest's options for two processes at once (tests/side_by_side.py), where there are two cores for them."""
-    if (os.cpu_count() or 1) < 2 or any(one == "--pdb" or one.startswith("-n") for one in arguments):
+    """Give pytest's options for several processes at once (tests/side_by_side.py), where there are cores for them."""
+    processes = os.environ.get(PROCESSES) or str(min(2, os.cpu_count() or 1))
+    if processes == "1" or any(one == "--pdb" or one.startswith("-n") for one in arguments):
         return []
-    return ["-n", "2"]
+    return ["-n", processes]
 
 
 def is_required() -> bool:

@@ -25,6 +25,8 @@ from tests.live.registry import Registry
 
 PASSPHRASE = "Passphrase-of-the-state-5c20"
 _COLOUR = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|<\{%.*?%\}>")
+_AMBIENT = re.compile(r"(?m)^.*warning: using pulumi-resource-\w+ from \$PATH.*\n?")
+"""What the engine says of a machine whose plugins came another way than by itself; no part of what is looked at."""
 
 
 @dataclass
@@ -192,7 +194,7 @@ class Stack(Project):
             status = 1
             # Its text holds both streams; on_output has given one of them.
             lines = [str(error)]
-        screen = _COLOUR.sub("", "\n".join(lines))
+        screen = _shown("\n".join(lines))
         return Run(status, screen, time.monotonic() - started, changes)
 
     # As a person types it.
@@ -215,7 +217,7 @@ class Stack(Project):
         """Wait for the CLI and give what it showed."""
         started = started or time.monotonic()
         screen = process.communicate(timeout=180)[0]
-        return Run(process.returncode, _COLOUR.sub("", screen), time.monotonic() - started)
+        return Run(process.returncode, _shown(screen), time.monotonic() - started)
 
     def pulumi(self, *arguments: str, **over: object) -> Run:
         """Run the CLI as a person types it; both streams as they come."""
@@ -238,6 +240,10 @@ class Stack(Project):
     def exported(self) -> str:
         """Give the state as `pulumi stack export` prints it; the Automation API's own export decrypts the secrets."""
         return self.pulumi("stack", "export").expect_good().screen
+
+
+def _shown(screen: str) -> str:
+    return _AMBIENT.sub("", _COLOUR.sub("", screen))
 
 
 def _paths(key: str, secret: object) -> list[tuple[str, object]]:

@@ -33,7 +33,7 @@ class TestBlueGreen:
         way.deploy(place.release())
         releases = [place.release() for _ in range(RELEASES)]
         # What is dropped is refused, reset or answered wrongly; mere slowness is not what this counts.
-        load = Load(Plan(place.server.host, PORT, str(tmp_path / "records.json"), patience=30))
+        load = Load(Plan(place.server.host, PORT, str(tmp_path / "records.json"), patience=60))
         said = []
         with load:
             time.sleep(3)

@@ -47,20 +47,24 @@ class TestCommand:
     """Everything is divided; what a person chose is run by one process, so that it begins at once."""
 
     @pytest.mark.parametrize(
-        ("arguments", "divided"),
+        ("arguments", "cores", "said", "divided"),
         [
-            ([], ["-n", "2"]),
-            (["-k", "port"], ["-n", "2"]),
-            (["tests/unit"], []),
-            (["-n0"], []),
-            (["--pdb"], []),
+            ([], 8, "", ["-n", "2"]),
+            (["-k", "port"], 2, "", ["-n", "2"]),
+            ([], 1, "", []),
+            ([], 8, "1", []),
+            ([], 8, "3", ["-n", "3"]),
+            (["tests/unit"], 2, "", []),
+            (["-n0"], 2, "", []),
+            (["--pdb"], 2, "", []),
         ],
     )
     def test_how_many(
-        self, arguments: list[str], divided: list[str], monkeypatch: pytest.MonkeyPatch
+        self, arguments: list[str], cores: int, said: str, divided: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[list[str]] = []
-        monkeypatch.setattr("os.cpu_count", lambda: 2)
+        monkeypatch.setattr("os.cpu_count", lambda: cores)
+        monkeypatch.setenv(testing.PROCESSES, said)
         monkeypatch.setattr(testing, "_prepare_live", lambda _: "not here")
         monkeypatch.setattr(testing, "is_required", lambda: False)
 
