@@ -129,9 +129,10 @@ still_serving() {
   fi
 }
 
-# A kept release gets the free slot's alias before it is started, unless that is the one that it had.
+# A kept release gets the free slot's alias before it is started, unless that is the one that it had. Where no edge answers
+# the network may be another of the same name by now.
 move_to_slot() {
-  [ "$declared_state" != exited ] || ! in_slot "$candidate_id" "$free" || return 0
+  [ -z "$active" ] || [ "$declared_state" != exited ] || ! in_slot "$candidate_id" "$free" || return 0
   stop_container "$candidate_id"
   docker network disconnect --force "$network" "$candidate_id" >/dev/null 2>&1
   docker network connect --alias "$name-$free" "$network" "$candidate_id" 2>"$passing/error" ||

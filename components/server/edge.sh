@@ -220,9 +220,10 @@ daemon_has_ipv6() {
   [ "$(docker network inspect --format '{{.EnableIPv6}}' bridge 2>/dev/null)" = true ]
 }
 
-# Removes the front network with the last edge on it. One that is stopped counts: it could not start any more.
-remove_front_network() {
-  [ -n "$(docker ps --all --quiet --filter network=esteira 2>/dev/null)" ] || docker network rm esteira >/dev/null 2>&1
+# Removes network $1 unless a container is on it. One that is stopped counts, as it does not for docker: it could not
+# start any more.
+remove_unused_network() {
+  [ -n "$(docker ps --all --quiet --filter "network=$1" 2>/dev/null)" ] || docker network rm "$1" >/dev/null 2>&1
 }
 
 # Creates an edge that does not run yet, called $1; its published ports are the arguments after it. Sets created_edge.
@@ -316,7 +317,7 @@ remove_site() {
   if [ "$(docker exec "$shared" sh -c 'ls -d /edge/*/site' 2>/dev/null)" = "/edge/$name/site" ]; then
     docker rm --force "$shared" >/dev/null
     docker volume rm esteira-edge esteira-edge-data >/dev/null 2>&1
-    remove_front_network
+    remove_unused_network esteira
   else
     docker exec "$shared" sh -c "rm -rf /edge/$name && caddy reload --config /edge/Caddyfile --adapter caddyfile" >/dev/null 2>&1
     docker network disconnect --force "$network" "$shared" >/dev/null 2>&1
@@ -328,5 +329,5 @@ remove_own_edge() {
   docker volume inspect "$name-edge" >/dev/null 2>&1 || return 0
   docker rm --force --volumes "$name-edge" "$name-edge-next" >/dev/null 2>&1
   docker volume rm "$name-edge" "$name-edge-data" >/dev/null 2>&1
-  remove_front_network
+  remove_unused_network esteira
 }

@@ -215,8 +215,7 @@ abandon() {
   [ -z "$pulled_now" ] || remove_image "$image"
   remove_leftovers
   [ -z "$created_edge" ] || [ "$created_edge" = "$edge_id" ] || docker rm --force --volumes "$created_edge" >/dev/null 2>&1
-  # A network without anything on it; docker keeps one that is used.
-  [ -n "$edge_id" ] || { remove_own_edge && docker network rm "$network" >/dev/null 2>&1; }
+  [ -n "$edge_id" ] || { remove_own_edge; remove_unused_network "$network"; }
 }
 
 # A container that Esteira did not make is nobody's to throw away.

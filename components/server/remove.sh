@@ -34,6 +34,6 @@ remove() {
   done
   docker volume rm "$name-edge" "$name-edge-data" >/dev/null 2>&1
   forget_history
-  remove_front_network
+  remove_unused_network esteira
   say "removed $removed containers of $name from server $server"
 }
