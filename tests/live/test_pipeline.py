@@ -78,6 +78,7 @@ PROGRAM = (
     "cli",
     "components",
     "rehearsal",
+    "policy",
     "esteira",
     "Pulumi.yaml",
     "requirements.txt",
@@ -184,7 +185,7 @@ class Place:
         for name in PROGRAM:
             if (ROOT / name).is_dir():
                 shutil.copytree(
-                    ROOT / name, self.esteira / name, ignore=shutil.ignore_patterns("__pycache__")
+                    ROOT / name, self.esteira / name, ignore=shutil.ignore_patterns("__pycache__", ".venv")
                 )
             else:
                 shutil.copy(ROOT / name, self.esteira)
@@ -318,7 +319,11 @@ class Place:
             "drainTime": 1,
         }
         self.stack("staging", {**common, "image": {"context": "app"}, "movingTag": "staging"})
-        self.stack("prod", {**common, "promote": True})
+        # Within the rules of the policy pack, that production is held to.
+        container = {**common["container"], "memory": "256m", "cpus": 1}  # type: ignore[dict-item]
+        self.two.docker("tag", images.EDGE, "esteira/edge:1.0.0")
+        prod = {**common, "container": container, "edgeImage": "esteira/edge:1.0.0"}
+        self.stack("prod", {**prod, "promote": True})
         self.commit("Esteira deploys")
         return before
 
@@ -479,6 +484,9 @@ class TestPipelines:
         )
 
         assert place.jobs() == {"production:preview", "production:up"}
+        assert len(re.findall(r"✅ esteira@v\S+", said)) >= 2, (
+            "preview and update are held to the policy pack"
+        )
         container = place.two.inspect("parasite")
         assert container["Config"]["Image"] == f"{place.registry.address}/{PROJECT}@{digest}"
         assert place.registry.digest(PROJECT, "latest") == place.registry.digest(PROJECT, commit) == digest
