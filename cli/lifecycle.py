@@ -50,7 +50,8 @@ def down(place: local.Place) -> None:
                 f"Docker does not answer, so that what runs in it cannot be removed ({complaint}). "
                 "Start it (sudo systemctl start docker), then type ./esteira down again."
             )
-        if version is not None:
+        # Another checkout's stack has the same names: nothing of this one can be up beside it.
+        if version is not None and not local.is_anothers(place):
             if place.folder.exists():
                 _destroy(place)
                 removed += _remove_application_images(place)

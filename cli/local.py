@@ -146,6 +146,12 @@ def _require_own(checkout: str, place: Place) -> None:
         )
 
 
+def is_anothers(place: Place) -> bool:
+    """Tell whether the local stack that is up on this machine is that of another checkout, which is still there."""
+    checkout = (docker.labels_of("container", REGISTRY_CONTAINER) or {}).get(_CHECKOUT)
+    return checkout not in {None, str(place.root)} and Path(str(checkout), ".esteira", "local").exists()
+
+
 def ensure_registry(place: Place, settings: Settings) -> None:
     """Make sure that the local stack's registry runs, with this folder's password; what is so already is left alone.
 

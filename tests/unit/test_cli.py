@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import app, docker, engine, images, local, machine, packages, shell, testing
+from cli import app, docker, engine, images, lifecycle, local, machine, packages, shell, testing
 from components.errors import EsteiraError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,6 +226,24 @@ class TestPlace:
             local._require_own(str(other), place)
         local._require_own(str(tmp_path / "gone"), place)
         local._require_own(str(place.root), place)
+
+    def test_down_leaves_another_checkouts_stack_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It has the same names: what was made here before `up` found it goes, and nothing in Docker."""
+        other, own = tmp_path / "other", local.Place(tmp_path / "own")
+        (other / ".esteira/local").mkdir(parents=True)
+        own.root.mkdir()
+        own.make()
+        monkeypatch.setattr(docker, "answer", lambda: ("28", ""))
+        monkeypatch.setattr(docker, "labels_of", lambda *_: {"esteira.checkout": str(other)})
+        monkeypatch.setattr(docker, "docker", lambda *words, **_: pytest.fail(" ".join(words)))
+
+        lifecycle.down(own)
+
+        assert not own.folder.exists()
+        assert "removed state and secrets" in capsys.readouterr().out
+        assert (other / ".esteira/local").exists()
 
 
 class TestEngine:
