@@ -21,7 +21,7 @@ lint: install
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/yamllint --strict .
-	.venv/bin/check-jsonschema --quiet --schemafile docs/stack.schema.json Pulumi.*.yaml
+	.venv/bin/check-jsonschema --quiet --schemafile docs/stack.schema.json Pulumi.*.yaml template/Pulumi.*.yaml
 	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.gitlab-ci .gitlab-ci.yml
 	.venv/bin/hadolint --failure-threshold warning $(DOCKERFILES)
 	.venv/bin/rumdl check --no-cache --quiet .

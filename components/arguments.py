@@ -6,13 +6,13 @@ import math
 import shlex
 from typing import TYPE_CHECKING
 
-from components.remote import Payload, fingerprint, secret_file_folders, standard_input
-from components.settings import image_name
+from .remote import Payload, fingerprint, secret_file_folders, standard_input
+from .settings import image_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from components.settings import ContainerSettings, PortSettings, ServerSettings, Settings
+    from .settings import ContainerSettings, PortSettings, ServerSettings, Settings
 
 
 def owner_of(settings: Settings) -> str:

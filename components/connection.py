@@ -20,14 +20,14 @@ import paramiko
 import pulumi
 import pulumi_command as command
 
-from components.errors import EsteiraError
+from .errors import EsteiraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic import SecretStr
 
-    from components.settings import JumpHostSettings, ServerSettings, Settings
+    from .settings import JumpHostSettings, ServerSettings, Settings
 
 
 @dataclass(frozen=True)

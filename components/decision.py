@@ -16,8 +16,8 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from components.errors import EsteiraError
-from components.registry import Registry, is_loopback
+from .errors import EsteiraError
+from .registry import Registry, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -19,7 +19,7 @@ import pulumi_command
 from pulumi.runtime.mocks import MockMonitor
 from pulumi.runtime.settings import get_monitor
 
-from components.arguments import (
+from .arguments import (
     container_command,
     create_options,
     decision_tag,
@@ -31,15 +31,16 @@ from components.arguments import (
     phase_values,
     release_fingerprint,
 )
-from components.connection import connection_args
-from components.decision import switch_mark
-from components.errors import EsteiraError
-from components.history import deployer
-from components.reading import Reading
-from components.release import tag_args
-from components.remote import command_text
-from components.rollout import Rescue
-from components.settings import ServerSettings, Settings, image_name
+from .connection import connection_args
+from .decision import switch_mark
+from .errors import EsteiraError
+from .history import deployer
+from .reading import Reading
+from .release import tag_args
+from .remote import command_text
+from .rollout import Rescue
+from .settings import ServerSettings, Settings, image_name
+from .steps import command_line
 
 Command = pulumi_command.local.Command | pulumi_command.remote.Command
 
@@ -148,7 +149,7 @@ class Deployment(pulumi.ComponentResource):
         settings, name = self._args["settings"], f"{self._name}-decision"
         registry = tag_args(settings, decision_tag(settings), self._args["commit"])
         lines = [
-            f"./esteira decide {shlex.quote(registry['repository'])}",
+            f"{command_line('decide')} {shlex.quote(registry['repository'])}",
             f"tag={registry['tag']}",
             f"commit={registry['commit']}",
         ]

@@ -15,17 +15,17 @@ import pulumi
 import pulumi_gitlab
 from typing_extensions import NotRequired
 
-from components import gitlab_rules, gitlab_values
-from components.errors import EsteiraError
-from components.gitlab_access import base_url, ca_file
-from components.gitlab_variables import (
+from . import gitlab_rules, gitlab_values
+from .errors import EsteiraError
+from .gitlab_access import base_url, ca_file
+from .gitlab_variables import (
     DEPLOY_TOKEN_VARIABLES,
     Attributes,
     Variable,
     deploy_token_attributes,
     resolve,
 )
-from components.settings import DeployTokenSettings, GitlabSettings, GitlabStack, Settings
+from .settings import DeployTokenSettings, GitlabSettings, GitlabStack, Settings
 
 
 class VariableArgs(TypedDict):

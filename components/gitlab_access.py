@@ -15,9 +15,9 @@ import requests
 from gitlab.exceptions import GitlabAuthenticationError, GitlabError, GitlabHttpError
 from gitlab.v4.objects import Project
 
-from components.errors import EsteiraError
-from components.gitlab_rules import shown
-from components.settings import GitlabStack, Settings
+from .errors import EsteiraError
+from .gitlab_rules import shown
+from .settings import GitlabStack, Settings
 
 PUBLIC_API = "https://gitlab.com/api/v4/"
 TIMEOUT = 30.0

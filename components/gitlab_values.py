@@ -7,8 +7,8 @@ import datetime as dt
 import re
 from urllib.parse import urlsplit
 
-from components import gitlab_rules
-from components.settings_rules import Wrong, line, show
+from . import gitlab_rules
+from .settings_rules import Wrong, line, show
 
 
 def key(raw: object) -> str:

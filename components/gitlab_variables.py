@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from components import gitlab_rules
-from components.settings_rules import Fault, yaml_lines
+from . import gitlab_rules
+from .settings_rules import Fault, yaml_lines
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from components.settings import GitlabSettings, GitlabVariableSettings
+    from .settings import GitlabSettings, GitlabVariableSettings
 
 
 @dataclass(frozen=True)

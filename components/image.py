@@ -23,12 +23,12 @@ from typing import TypedDict
 import pulumi
 import pulumi_docker
 
-from components.errors import EsteiraError
-from components.registry import Registry, RegistryUnavailableError, from_settings
-from components.release import TagArgs, tag_args, tag_command
-from components.settings import Settings, image_name
-from components.source import Source
-from components.tagging import digest_in
+from .errors import EsteiraError
+from .registry import Registry, RegistryUnavailableError, from_settings
+from .release import TagArgs, tag_args, tag_command
+from .settings import Settings, image_name
+from .source import Source
+from .tagging import digest_in
 
 _PLATFORM_HERE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}.get(platform.machine())
 

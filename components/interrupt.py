@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pulumi
 
-from components.errors import EsteiraError
+from .errors import EsteiraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

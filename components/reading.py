@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from components.connection import ssh_client
-from components.errors import EsteiraError
-from components.remote import Payload, command_text, standard_input
+from .connection import ssh_client
+from .errors import EsteiraError
+from .remote import Payload, command_text, standard_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from components.settings import ServerSettings, Settings
+    from .settings import ServerSettings, Settings
 
 READ_TIMEOUT = 30.0
 """Seconds that a connected server may take to answer a reading."""

@@ -23,10 +23,10 @@ import urllib3.exceptions
 import www_authenticate
 from dxf.exceptions import DXFError, DXFUnauthorizedError
 
-from components.errors import EsteiraError
+from .errors import EsteiraError
 
 if TYPE_CHECKING:
-    from components.settings import Settings
+    from .settings import Settings
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0

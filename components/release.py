@@ -22,8 +22,9 @@ from typing import TypedDict
 import pulumi
 import pulumi_command
 
-from components.settings import Settings, image_name
-from components.tagging import digest_in
+from .settings import Settings, image_name
+from .steps import command_line
+from .tagging import digest_in
 
 
 class TagArgs(TypedDict):
@@ -132,7 +133,10 @@ def tag_command(
     return pulumi_command.local.Command(
         name,
         create=" \\\n  ".join(
-            ["./esteira point-tag " + shlex.quote(args["repository"]), *(shlex.quote(line) for line in lines)]
+            [
+                f"{command_line('point-tag')} {shlex.quote(args['repository'])}",
+                *(shlex.quote(line) for line in lines),
+            ]
         ),
         stdin=secret,
         # What it says to a person is on stderr; stdout is the digest, for the program.

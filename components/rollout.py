@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from components.connection import run_on
-from components.errors import EsteiraError
+from .connection import run_on
+from .errors import EsteiraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from components.settings import ServerSettings, Settings
+    from .settings import ServerSettings, Settings
 
 GRACE = 90.0
 """Seconds that a server has to take its switch back, beside the drain time: it may have to wait for a phase's end."""

@@ -46,11 +46,11 @@ from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from components import gitlab_values
-from components import settings_rules as rule
-from components.errors import EsteiraError
-from components.gitlab_variables import resolve
-from components.settings_rules import Fault, Wrong
+from . import gitlab_values
+from . import settings_rules as rule
+from .errors import EsteiraError
+from .gitlab_variables import resolve
+from .settings_rules import Fault, Wrong
 
 NAMESPACE = "esteira"
 """The namespace of all keys in a stack file, whatever the Pulumi project is called."""
@@ -2153,7 +2153,7 @@ def with_settings_table(readme: str) -> str:
 
 def main() -> None:
     """Write the table into README.md, and the schema that editors read."""
-    from components.settings_schema import stack_file_schema_text  # noqa: PLC0415 - it is made of this module
+    from .settings_schema import stack_file_schema_text  # noqa: PLC0415 - it is made of this module
 
     root = Path(__file__).resolve().parent.parent
     readme, schema = root / "README.md", root / "docs" / "stack.schema.json"

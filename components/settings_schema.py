@@ -14,7 +14,7 @@ import json
 import re
 from typing import Any
 
-from components.settings import NAMESPACE, Settings
+from .settings import NAMESPACE, Settings
 
 Schema = dict[str, Any]
 

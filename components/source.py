@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from components.errors import EsteiraError
-from components.settings import Mistake, Settings
+from .errors import EsteiraError
+from .settings import Mistake, Settings
 
 FULL_SHA = re.compile(r"[0-9a-f]{40}")
 GIT_SECONDS = 60.0

@@ -7,16 +7,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from components.arguments import health_values, owner_of
-from components.errors import EsteiraError
-from components.history import Entry, parse_history, parse_time
-from components.reading import Reading, ask_server, parse_reading, reading_values
+from .arguments import health_values, owner_of
+from .errors import EsteiraError
+from .history import Entry, parse_history, parse_time
+from .reading import Reading, ask_server, parse_reading, reading_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
-    from components.settings import ServerSettings, Settings
+    from .settings import ServerSettings, Settings
 
 HISTORY_LINES = 50
 """How many of the last deployments a server is asked for."""

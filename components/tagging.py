@@ -10,8 +10,8 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
-from components.errors import EsteiraError
-from components.registry import Copied, Registry, RegistryUnavailableError, is_loopback
+from .errors import EsteiraError
+from .registry import Copied, Registry, RegistryUnavailableError, is_loopback
 
 
 def point_tag(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Copied:
