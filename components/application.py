@@ -69,7 +69,7 @@ class Application(pulumi.ComponentResource):
         )
         release = Release(
             name,
-            release_args(settings, source.commit, image.digest),
+            release_args(settings, source.commit, image.digest, registry_silent=image.registry_silent),
             pulumi.ResourceOptions(parent=self, depends_on=[deployment]),
         )
         self.commit = pulumi.Output.from_input(source.commit)

@@ -18,22 +18,55 @@ from components.settings import settings_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-PROSE = README.partition("<!-- settings -->")[0] + README.partition("<!-- /settings -->")[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+FAILURES = (ROOT / "docs/failures.md").read_text()
 ROWS = {row.key: row for row in settings_reference()}
-PULUMI = {
-    "cancel",
-    "config rm",
-    "config set",
-    "destroy",
-    "login",
-    "preview",
-    "stack init",
-    "stack output",
-    "state delete",
-    "up",
+TUTORIAL = "tests/engine/test_first_server.py"
+"""Types the README's way to a first server block by block, and what other pages show after it."""
+RUN_BY = {
+    "./esteira --version": TUTORIAL,
+    "./esteira up": ".ci/run",
+    "./esteira down": ".ci/run",
+    "./esteira status": "tests/live/test_commands.py",
+    "./esteira releases": "tests/engine/test_rollback.py",
+    "./esteira rollback": "tests/engine/test_rollback.py",
+    "./esteira logs": "tests/live/test_commands.py",
+    "./esteira exec": "tests/live/test_commands.py",
+    "./esteira test": ".ci/run",
+    "./esteira bench": "shown: it takes long and is run by hand; tests/unit/test_cli.py knows its options",
+    "./esteira offline-preview": "tests/live/test_pipeline.py",
+    "./esteira prune": "tests/unit/test_prune.py",
+    "make lint": ".ci/run",
+    "pulumi login": TUTORIAL,
+    "pulumi stack init": TUTORIAL,
+    "pulumi stack select": TUTORIAL,
+    "pulumi stack output": TUTORIAL,
+    "pulumi stack export": TUTORIAL,
+    "pulumi stack import": TUTORIAL,
+    "pulumi config set": TUTORIAL,
+    "pulumi config rm": TUTORIAL,
+    "pulumi preview": TUTORIAL,
+    "pulumi up": TUTORIAL,
+    "pulumi destroy": TUTORIAL,
+    "pulumi cancel": TUTORIAL,
+    "pulumi up --policy-pack": "tests/engine/test_policy.py",
+    "pulumi new": "tests/engine/test_template.py",
+    "pulumi state delete": "shown: what it forgets is Pulumi's business; the error that names it is Pulumi's own",
+    "pulumi install": "shown: it downloads what tests/engine/test_policy.py installs",
+    "pulumi package add": "shown: it downloads providers; tests/engine/test_template.py generates the schema",
+    "pulumi refresh": "shown: only to say that it is not needed",
+    "ssh-keygen": TUTORIAL,
+    "ssh-keyscan": TUTORIAL,
+    "git clone": "shown: the address is an example",
+    "git init": TUTORIAL,
+    "apt-get": "shown: .ci/run installs the same package",
+    "adduser": TUTORIAL,
+    "usermod": TUTORIAL,
+    "install -d": TUTORIAL,
 }
-"""Sub-commands that Pulumi has; what the README shows of them must be one of these."""
+"""Each command that a page shows, and the file that runs it; or why none does (`shown: …`)."""
+SHELL_WORDS = {"cd", "export", "umask", "head", "base64", "mkdir", "cat", "cut"}
+"""The shell's everyday words between them."""
 
 
 def blocks(text: str, language: str = "sh") -> list[str]:
@@ -49,6 +82,7 @@ def commands(text: str) -> list[list[str]]:
     """Return every simple command of the shell blocks, and those in inline code, as words."""
     lines = [line for block in blocks(text) for line in block.splitlines()]
     lines += [span for span in spans(text) if span.startswith(("./esteira ", "pulumi "))]
+    lines += [span for span in re.findall(r"`((?:\./esteira|pulumi) [^`]+)`", text) if "\n" in span]
     found = []
     for line in lines:
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
@@ -84,12 +118,18 @@ SENTENCES = [*texts_of_python(), *((ROOT / "components/server" / name).read_text
 
 
 def failures() -> list[str]:
-    """Return the quoted sentences of the section on failures."""
-    section = PROSE.partition("## When it fails")[2].partition("\n## ")[0]
-    rows = [line.split(" | ")[0].strip("| ") for line in section.splitlines() if line.startswith("| `")]
+    """Return the quoted sentences of the page on failures."""
+    rows = [line.split(" | ")[0].strip("| ") for line in FAILURES.splitlines() if line.startswith("| `")]
     return [row.strip("`") for row in rows] + [
-        span for span in spans(section) if span.startswith("This preview")
+        span for span in spans(FAILURES) if span.startswith("This preview")
     ]
+
+
+def run_as(words: list[str]) -> str:
+    """Return the key of RUN_BY for a command: the longest beginning that it has, else its first words."""
+    line = " ".join(words)
+    known = [key for key in RUN_BY if f"{line} ".startswith(f"{key} ")]
+    return max(known, key=len) if known else " ".join(words[:3])
 
 
 class TestCommands:
@@ -106,9 +146,21 @@ class TestCommands:
         assert shown <= known
         assert known <= shown, "and each is shown"
 
-    def test_those_of_pulumi_exist(self) -> None:
-        shown = {" ".join(words[1:3]) for words in COMMANDS if words[0] == "pulumi"}
-        assert not [one for one in shown if one not in PULUMI and one.split()[0] not in PULUMI]
+    def test_each_is_run_by_a_test(self) -> None:
+        shown = {run_as(words) for words in COMMANDS if words[0] not in SHELL_WORDS}
+        assert not shown - RUN_BY.keys()
+        assert not RUN_BY.keys() - shown, "and no others are listed"
+
+    @pytest.mark.parametrize("command", RUN_BY)
+    def test_what_runs_it_names_it(self, command: str) -> None:
+        where = RUN_BY[command]
+        if where.startswith("shown: "):
+            return
+        text = (ROOT / where).read_text()
+        word = command.rsplit(maxsplit=1)[-1]
+        # The tutorial's test takes whole blocks from the README: a command is in one of those that it takes.
+        taken = "".join(blocks(README)) if where == TUTORIAL else ""
+        assert word in text or command in taken
 
     @pytest.mark.parametrize("words", CONFIG, ids=" ".join)
     def test_keys_exist_and_secrets_are_set_as_secrets(self, words: list[str]) -> None:
@@ -198,23 +250,55 @@ class TestProcedure:
         ],
     )
     def test_it_is_there(self, line: str) -> None:
-        section = PROSE.partition("## From the old procedure")[2].partition("\n## ")[0]
-        assert line in section
+        assert line in (ROOT / "docs/from-the-procedure.md").read_text()
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitLab and GitHub make them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S), re.MULTILINE)  # noqa: FURB167
+    return {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+class TestDrift:
+    """What a preview says of a server is what the page explains."""
+
+    def test_the_words_are_the_programs(self) -> None:
+        page = (ROOT / "docs/drift.md").read_text()
+        shown = re.findall(r"^\| \*([^*|]+)\*", page, re.MULTILINE)
+        assert len(shown) > 8
+        words = [text for text in texts_of_python() if text]
+        for sentence in shown:
+            piece = max(re.split(r"…|commit |, exited", sentence), key=len).strip(" ,()")
+            assert any(piece in text for text in words), sentence
 
 
 class TestPages:
-    """Pages lead to pages that exist."""
+    """Pages lead to pages that exist, and no page is lost."""
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
     def test_links(self, page: Path) -> None:
-        text = page.read_text()
-        titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.MULTILINE)  # noqa: FURB167
-        anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
-        for target in re.findall(r"\]\(([^)]+)\)", text):
-            if target.startswith("#"):
-                assert target[1:] in anchors
-            elif not target.startswith("https://"):
-                assert (page.parent / target.partition("#")[0]).exists(), target
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if target.startswith("https://"):
+                continue
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file.read_text()), target
+
+    def test_every_page_is_reached_from_the_readme(self) -> None:
+        reached = {ROOT / "README.md"}
+        while True:
+            more = {
+                (page.parent / target.partition("#")[0]).resolve()
+                for page in reached
+                if page.suffix == ".md"
+                for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+                if not target.startswith("https://")
+            }
+            if more <= reached:
+                break
+            reached |= more
+        assert not set(PAGES) - reached
 
     @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
     def test_lines_are_short_but_for_tables_and_code(self, page: Path) -> None:
