@@ -383,7 +383,8 @@ class TestSwitchedOff:
             told = "\n".join(run.lines)
             assert "warning: Server four was not reached to take commit" in told
             assert "warning: Server three" not in told
-            assert fleet.serving() == [settled] * 4
+            # This one may be on trial: until its deadline.
+            assert fleet.serving()[:3] == [settled] * 3
         fleet.expect_all(settled, DEADLINE + 15)
 
     def test_after_all_have_switched(self, fleet: Fleet, settled: str) -> None:
