@@ -167,7 +167,6 @@ class _Model(BaseModel):
 
 # ---- the keys ----------------------------------------------------------------------------------------------
 
-Line = Annotated[str, BeforeValidator(rule.line)]
 Flag = Annotated[bool, BeforeValidator(rule.flag)]
 Port = Annotated[int, BeforeValidator(rule.number(1, 65535, "The port"))]
 Seconds = Annotated[float, BeforeValidator(rule.duration(zero=True))]

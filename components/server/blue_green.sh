@@ -66,7 +66,7 @@ prepare_candidate() {
   fi
   make_network
   choose_slot
-  clear_slot
+  stop_others
   slot_options="--network $network --network-alias $name-$free"
   if [ -n "$declared_id" ]; then
     candidate_id=$declared_id candidate_name=$declared_name
@@ -137,20 +137,6 @@ move_to_slot() {
   docker network disconnect --force "$network" "$candidate_id" >/dev/null 2>&1
   docker network connect --alias "$name-$free" "$network" "$candidate_id" 2>"$passing/error" ||
     refuse "Release $short_commit cannot join network $network" "$(docker_said)"
-}
-
-# Nothing but the declared release may run in the free slot: candidates of other runs go, a release whose drain was cut
-# off stops.
-clear_slot() {
-  while read -r id state container_name _; do
-    [ -n "$id" ] && [ "$id" != "$serving_id" ] && [ "$id" != "$declared_id" ] || continue
-    case $container_name in
-      *-candidate) forget_container "$id" && say "removed a candidate that an earlier run left" ;;
-      *) [ "$state" = exited ] || [ "$state" = created ] || stop_container "$id" ;;
-    esac
-  done <<END
-$releases
-END
 }
 
 # The declared release is the serving one, but somebody stopped it, or a run was cut off before it had its name.
@@ -366,7 +352,7 @@ settle_slots() {
   done <<END
 $slots
 END
-  clear_slot
+  stop_others
 }
 
 # Requests in flight are let finish before the old release is stopped; what is cut at the end of the drain time is said.

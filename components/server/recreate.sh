@@ -124,19 +124,6 @@ give_names() {
   tell_adopted
 }
 
-# Stops every other running release of this declaration: an unproven one that a cut-off run left behind holds the port.
-stop_others() {
-  while read -r id state container_name _; do
-    [ -n "$id" ] && [ "$id" != "$serving_id" ] && [ "$id" != "$declared_id" ] || continue
-    case $container_name in
-      *-candidate) forget_container "$id" && say "removed a candidate that an earlier run left" ;;
-      *) [ "$state" = exited ] || [ "$state" = created ] || stop_container "$id" ;;
-    esac
-  done <<END
-$releases
-END
-}
-
 # The declared release serves already, perhaps with another restart policy.
 settle_policy() {
   docker update --restart "$restart" "$serving_id" >/dev/null

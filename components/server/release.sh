@@ -176,6 +176,20 @@ end_container() {
   done
 }
 
+# Nothing but the serving and the declared release may run, in the free slot or with the port: candidates of other runs go, a
+# release whose drain was cut off stops.
+stop_others() {
+  while read -r id state container_name _; do
+    [ -n "$id" ] && [ "$id" != "$serving_id" ] && [ "$id" != "$declared_id" ] || continue
+    case $container_name in
+      *-candidate) forget_container "$id" && say "removed a candidate that an earlier run left" ;;
+      *) [ "$state" = exited ] || [ "$state" = created ] || stop_container "$id" ;;
+    esac
+  done <<END
+$releases
+END
+}
+
 # Keeps the last keep_releases releases, as stopped containers, and removes older ones with their images.
 prune_releases() {
   kept=0 pruned=0
