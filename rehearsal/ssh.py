@@ -151,9 +151,12 @@ def _dial_once(connection: Connection, jump: paramiko.Transport | None) -> param
     pinned = _host_key(connection)
     try:
         if jump is None:
-            sock: socket.socket | paramiko.Channel = socket.create_connection(
-                (connection.host, connection.port), limit
-            )
+            direct = socket.create_connection((connection.host, connection.port), limit)
+            # A server that is switched off in the middle answers nothing any more: what is sent to keep the connection
+            # alive is then waited for so many milliseconds, not for a quarter of an hour.
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                direct.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30000)
+            sock: socket.socket | paramiko.Channel = direct
         else:
             sock = jump.open_channel(
                 "direct-tcpip", (connection.host, connection.port), ("127.0.0.1", 0), timeout=limit
