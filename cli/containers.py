@@ -100,8 +100,9 @@ def everywhere(settings: Settings, words: Sequence[str]) -> int:
                     statuses.append(process.read(sink.take))
             sink.finish()
         except EsteiraError as error:
-            with printing:
-                console.error(str(error))
+            if not stopped.is_set():  # else it was let go of on purpose
+                with printing:
+                    console.error(str(error))
             statuses.append(1)
         except OSError:
             # Nobody reads on (a pipe to head), or the connection was let go of on purpose.

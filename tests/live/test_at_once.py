@@ -81,7 +81,7 @@ class TestLock:
         app.up(first, user="deploy")
         app.expect_settled(first)
         app.values["servers"][0] |= {"user": "root", "sudo": False}
-        with app.cut(8, "hold") as at:
+        with app.cut(4, "hold") as at:
             holder = app.begin("candidate", second)
             wait_for(at, "the holder")
             app.machine.path("run/cut").unlink()
