@@ -56,7 +56,7 @@ class TestLock:
         first, second = Release(app_images.make()), Release(app_images.make())
         app.up(first)
         app.values["lockTimeout"] = 1
-        with app.cut(8, "hold") as at:
+        with app.cut(5, "hold") as at:
             running = app.begin("candidate", second)
             wait_for(at, "the holder")
             # Nobody else's command is held.

@@ -13,7 +13,7 @@ from tests.live.project import PORT, Project
 
 pytestmark = pytest.mark.live
 
-HERE_6, THERE_6 = f"fd00:213:6:{ROOM}::1", f"fd00:213:6:{ROOM}::2"
+HERE_6, THERE_6 = f"fd00:213:6:{ROOM + 1}::1", f"fd00:213:6:{ROOM + 1}::2"
 """This machine's and server one's address in the room's network, where a test has given them one."""
 
 
