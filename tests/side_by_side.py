@@ -16,8 +16,8 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 FOLDER = Path(__file__).parent
 HEAVY = ("live/test_load.py",)
 """Modules that put a load on a server: what they count is right beside anything but each other."""
-_ORDER = ("heavy", "engine", "live", "unit")
-"""What takes longest comes first, so that both processes end at about the same time."""
+_ORDER = ("heavy", "live", "engine", "unit")
+"""The small ones come last, so that both processes end at about the same time."""
 
 
 def group(node: str) -> str:

@@ -30,12 +30,12 @@ class TestGroup:
         node = "tests/live/test_release.py::TestUp::test_two_servers"
         assert group(node) == node
 
-    def test_what_takes_longest_comes_first(self) -> None:
+    def test_the_small_ones_come_last(self) -> None:
         nodes = [
             "tests/unit/test_image.py::test_b",
             "tests/unit/test_image.py::test_a",
-            "tests/live/test_release.py::test",
             "tests/engine/test_promote.py::test",
+            "tests/live/test_release.py::test",
             "tests/live/test_load.py::test",
         ]
         items: list[pytest.Item] = [SimpleNamespace(nodeid=node) for node in nodes]  # type: ignore[misc]
