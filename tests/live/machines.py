@@ -318,9 +318,9 @@ class Machine:
             connection.close()
 
     def answers(self, port: int, path: str = "/") -> str | None:
-        """Give the body, or None where nobody answers; silence is given a second chance."""
+        """Give the body, or None where nobody answers, or not to the end; silence is given a second chance."""
         for _ in range(2):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 try:
                     return self.http_get(port, path)[1]
                 except TimeoutError:
