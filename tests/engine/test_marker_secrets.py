@@ -62,7 +62,7 @@ def test_marker_secrets_stay_where_they_belong(
             assert found == "", f"the {what} is on server {machine.name}: {found}"
     for machine in (one, two):
         assert "auth" not in machine.sh(
-            "cat /root/.docker/config.json /home/*/.docker/config.json 2>/dev/null; true"
+            "cat ~root/.docker/config.json /home/*/.docker/config.json 2>/dev/null; true"
         )
 
 

@@ -399,8 +399,8 @@ class Machine:
         if gone - kept:
             self.docker("rmi", "-f", *sorted(gone - kept))
         self.sh(
-            "rm -rf /var/lib/esteira* /run/esteira* /run/lock/esteira* /tmp/esteira* /root/.docker /home/*/.docker "
-            "/root/.esteira /home/*/.esteira; "
+            "rm -rf /var/lib/esteira* /run/esteira* /run/lock/esteira* /tmp/esteira* ~root/.docker /home/*/.docker "
+            "~root/.esteira /home/*/.esteira; "
             ": > /run/sshd.log"
         )
         self.forget_calls()

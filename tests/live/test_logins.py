@@ -127,6 +127,6 @@ class TestRefused:
 def docker_configurations(machine: Machine) -> list[str]:
     """Docker configurations that hold a login, on the whole machine."""
     found = machine.sh(
-        "grep -ls auth /root/.docker/config.json /home/*/.docker/config.json /dev/shm/*/*/config.json; true"
+        "grep -ls auth ~root/.docker/config.json /home/*/.docker/config.json /dev/shm/*/*/config.json; true"
     )
     return found.split()

@@ -497,7 +497,7 @@ class TestPipelines:
         [token] = place.gitlab.project(PROJECT).deploy_tokens
         logins = [call for call in place.two.calls() if "login" in call]
         assert {call[call.index("--username") + 1] for call in logins} == {token.username}
-        assert place.two.sh("cat /root/.docker/config.json /home/*/.docker/config.json", check=False) == ""
+        assert place.two.sh("cat ~root/.docker/config.json /home/*/.docker/config.json", check=False) == ""
         for secret in (*place.secrets(), JOB_TOKEN):
             assert secret not in said
             for file in place.state.rglob("*"):

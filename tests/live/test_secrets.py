@@ -59,7 +59,7 @@ def test_secrets_are_in_no_output_process_list_or_file(project: Project, one: Ma
             calls = "\n".join(" ".join(call) for call in machine.calls())
             assert mark not in calls, f"the {what} was an argument of docker on {machine.name}"
             assert "auth" not in machine.sh(
-                "cat /root/.docker/config.json /home/*/.docker/config.json 2>/dev/null; true"
+                "cat ~root/.docker/config.json /home/*/.docker/config.json 2>/dev/null; true"
             )
     _self_test(processes)
 
