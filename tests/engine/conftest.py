@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -37,12 +37,12 @@ def two(servers: tuple[Machine, Machine]) -> Machine:
 @pytest.fixture(scope="module")
 def make_stack(
     tmp_path_factory: pytest.TempPathFactory, registry: Registry, builder: Machine
-) -> Callable[[str], Stack]:
+) -> Callable[..., Stack]:
     """Give what makes a checkout with an empty stack and an image repository of its own."""
 
-    def make(name: str) -> Stack:
+    def make(name: str, backend: Mapping[str, str] | None = None) -> Stack:
         folder: Path = tmp_path_factory.mktemp(name)
-        return Stack(folder / "project", registry, builder, f"engine/{name}")
+        return Stack(folder / "project", registry, builder, f"engine/{name}", backend)
 
     return make
 

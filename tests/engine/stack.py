@@ -1,4 +1,4 @@
-"""A user's checkout with a Pulumi stack: the real CLI, a file backend, and what a person sees of each run."""
+"""A user's checkout with a Pulumi stack: the real CLI, state in a folder, and what a person sees of each run."""
 
 from __future__ import annotations
 
@@ -79,7 +79,15 @@ def shows(machine: Machine, commit: str) -> bool:
 class Stack(Project):
     """One checkout and one stack in it. Other stacks of the checkout are made by :meth:`beside`."""
 
-    def __init__(self, root: Path, registry: Registry, builder: Machine, repository: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        registry: Registry,
+        builder: Machine,
+        repository: str,
+        backend: Mapping[str, str] | None = None,
+    ) -> None:
+        """``backend`` is what the environment says of where state is kept; else it is a folder."""
         super().__init__(root, registry, builder, repository)
         # A program that changes under a stack is a change of every command: a copy, so that nobody's edit gets in.
         for name in ("__main__.py", "components"):
@@ -105,6 +113,7 @@ class Stack(Project):
             # every run of the program would first try, again and again, to fetch it.
             "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",
         }
+        self.environ |= backend or {}
         if plugins.is_dir():
             self.environ["PULUMI_IGNORE_AMBIENT_PLUGINS"] = "true"
         self.settings["strategy"] = "blueGreen"

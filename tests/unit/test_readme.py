@@ -19,10 +19,13 @@ from components.settings import settings_reference
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+BACKENDS_PAGE = (ROOT / "docs/backends.md").read_text()
 FAILURES = (ROOT / "docs/failures.md").read_text()
 ROWS = {row.key: row for row in settings_reference()}
 TUTORIAL = "tests/engine/test_first_server.py"
 """Types the README's way to a first server block by block, and what other pages show after it."""
+BACKENDS = "tests/engine/test_backends.py"
+"""Logs in with the addresses of docs/backends.md, which it takes from there."""
 RUN_BY = {
     "./esteira --version": TUTORIAL,
     "./esteira up": ".ci/run",
@@ -38,6 +41,11 @@ RUN_BY = {
     "./esteira prune": "tests/unit/test_prune.py",
     "make lint": ".ci/run",
     "pulumi login": TUTORIAL,
+    "pulumi login postgres://esteira@db.example.com/pulumi?sslmode=verify-full": BACKENDS,
+    "pulumi login s3://example-state?endpoint=s3.example.com&s3ForcePathStyle=true&region=us-east-1": BACKENDS,
+    "pulumi login s3://example-state?region=eu-west-1": "shown: Amazon's own store cannot be had here",
+    "pulumi login gs://example-state": "shown: Google's own store cannot be had here",
+    "pulumi login azblob://example-state": "shown: Azure's own store cannot be had here",
     "pulumi stack init": TUTORIAL,
     "pulumi stack select": TUTORIAL,
     "pulumi stack output": TUTORIAL,
@@ -159,7 +167,8 @@ class TestCommands:
         text = (ROOT / where).read_text()
         word = command.rsplit(maxsplit=1)[-1]
         # The tutorial's test takes whole blocks from the README: a command is in one of those that it takes.
-        taken = "".join(blocks(README)) if where == TUTORIAL else ""
+        # So does the backends' from their page.
+        taken = {TUTORIAL: "".join(blocks(README)), BACKENDS: BACKENDS_PAGE}.get(where, "").replace("'", "")
         assert word in text or command in taken
 
     @pytest.mark.parametrize("words", CONFIG, ids=" ".join)
