@@ -6,7 +6,7 @@ SHELL_FILES := $(shell git ls-files esteira .ci/run '*.sh' ':!components/server'
 DOCKERFILES := $(shell git ls-files '*Dockerfile*')
 # What runs on a server is one program in several files: it is checked as it is sent. Its function docker is for itself;
 # what xargs starts is meant to be the real one (SC2032, SC2033), and the last line is never reached (SC2317, SC2329).
-SERVER_PROGRAM := 'from components.remote import Payload, standard_input; print(standard_input(Payload()))'
+SERVER_PROGRAM := 'from components.remote import Payload, compound; print(compound(Payload()))'
 
 # The launcher makes .venv; the tools for development come on top, only when their list has changed.
 install: .venv/.dev-stamp

@@ -8,30 +8,30 @@ end_quietly()
 leave_garbage()
 
 from components.arguments import owner_of
-from components.deployment import Deployment, addresses
-from components.image import Image, image_args
-from components.reading import known_digests, read_servers
-from components.release import Release, release_args
+from components.reading import begin_reading, known_digests
 from components.settings import Settings, from_pulumi
 from components.source import inspect
 
 with told_to_the_engine():
-    stack = from_pulumi()
-    if stack.gitlab is not None:
+    settings = from_pulumi()
+    if settings.gitlab is not None:
         # Here, not above: GitLab's packages take half a second, and most stacks do not need them.
         from components.gitlab import declare_gitlab
         from components.gitlab_access import check_access
 
-        check_access(stack)
-        declare_gitlab(stack)
+        check_access(settings)
+        declare_gitlab(settings)
 
-    if isinstance(stack, Settings):
-        settings = stack
+    if isinstance(settings, Settings):
         source = inspect(settings)
-        readings = read_servers(settings, owner_of(settings))
-        # Not the container's name: with other resource names a renamed container would be created before the old one
-        # is removed, which still holds the port.
-        name = "app"
+        reading = begin_reading(settings, owner_of(settings))
+        # While the servers answer: what declares the resources takes about as long to load.
+        from components.deployment import Deployment, addresses
+        from components.image import Image, image_args
+        from components.release import Release, release_args
+
+        readings = reading.result()
+        name = "app"  # not the container's: a renamed one would be created before the old one gives its port back
 
         image = Image(name, image_args(settings, source, known_digests=known_digests(readings)))
         deployment = Deployment(

@@ -231,30 +231,10 @@ def images() -> None:
         images.ensure(ROOT)
 
 
-@app.command(
-    "point-tag", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)
-def point_tag(context: typer.Context) -> None:
-    """Point a tag in a registry to a digest. Run by `pulumi up`."""
-    from components.tagging import point_tag as point  # noqa: PLC0415
-
-    point(context.args, sys.stdin.read(), os.environ)
-
-
-@app.command(
-    "decide", hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)
-def decide(context: typer.Context) -> None:
-    """Write down that all servers have switched; run by `pulumi up` between the switches and the confirmations."""
-    from components.decision import decide as write  # noqa: PLC0415
-
-    write(context.args, sys.stdin.read(), os.environ)
-
-
 def main() -> NoReturn:
     """Run the command line; every failure ends in one message, the last thing on the screen, never in a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleaned up
-    atexit.register(gc.freeze)  # point-tag, a step of deployments, took as long to end as to do its work
+    atexit.register(gc.freeze)  # what is left is not looked through once more at the end
     try:
         app(prog_name="./esteira")
         sys.exit(0)

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import paramiko
 import pulumi
-import pulumi_command as command
 
 from .errors import EsteiraError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pulumi_command as command
     from pydantic import SecretStr
 
     from .settings import JumpHostSettings, ServerSettings, Settings
@@ -44,6 +44,8 @@ class _Credential:
 
 def connection_args(settings: Settings, server: ServerSettings) -> command.remote.ConnectionArgs:
     """Return the connection of a server's commands; password and private key are secrets."""
+    import pulumi_command as command  # noqa: PLC0415 - a reading begins without it
+
     jump = server.jump_host
     return command.remote.ConnectionArgs(
         **_common(settings, server),
@@ -105,13 +107,20 @@ def ssh_client(settings: Settings, server: ServerSettings) -> Iterator[paramiko.
 
 
 def run_on(
-    settings: Settings, server: ServerSettings, text: str, stdin: str, *, timeout: float
+    settings: Settings,
+    server: ServerSettings,
+    text: str,
+    stdin: str,
+    *,
+    timeout: float,
+    slow: str = "has not ended it within {timeout:g} s.",
 ) -> tuple[int, str, str]:
     """Run a command on a server, as the deployment's commands are run: (exit status, stdout, stderr).
 
-    Raises EsteiraError where the server cannot be reached, or has not ended it within ``timeout`` seconds.
+    Raises EsteiraError where the server cannot be reached, or has not ended it within ``timeout`` seconds; ``slow`` is
+    how that sentence goes on behind the server's name.
     """
-    slow = f"Server {server.name} has not ended it within {timeout:g} s."
+    too_slow = EsteiraError(f"Server {server.name} {slow.format(timeout=timeout)}")
     if server.local:
         try:
             done = subprocess.run(
@@ -124,7 +133,7 @@ def run_on(
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise EsteiraError(slow) from None
+            raise too_slow from None
         return done.returncode, done.stdout, done.stderr
     with ssh_client(settings, server) as client:
         try:
@@ -134,7 +143,7 @@ def run_on(
             out, err = said.read().decode(errors="replace"), failed.read().decode(errors="replace")
             return said.channel.recv_exit_status(), out, err
         except TimeoutError:
-            raise EsteiraError(slow) from None
+            raise too_slow from None
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise EsteiraError(
                 f"The connection to server {server.name} ({server.host}) was lost: {_network_reason(error)}."

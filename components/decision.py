@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from .errors import EsteiraError
-from .registry import Registry, is_loopback
+from .registry import of_step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,14 +54,7 @@ def decide(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> None:
         raise EsteiraError("decide got no marks on its standard input. It is run by `pulumi up`.") from None
     if "/" not in repository or not options.get("tag"):
         raise EsteiraError("Usage: ./esteira decide REGISTRY/REPOSITORY tag=TAG commit=SHA [insecure=yes]")
-    server, _, path = repository.partition("/")
-    registry = Registry(
-        server,
-        path,
-        given.get("username") or environ.get("CI_REGISTRY_USER"),
-        given.get("password") or environ.get("CI_REGISTRY_PASSWORD"),
-        plain_http=options.get("insecure") == "yes" or is_loopback(server),
-    )
+    registry = of_step(repository, given, environ, insecure=options.get("insecure") == "yes")
     try:
         digest = registry.write_labels(options["tag"], {LABEL: " ".join(marks)})
     except EsteiraError as error:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import pulumi
+import sys
+from typing import TYPE_CHECKING
+
+# Pulumi takes longer to load than a step of a deployment to run. Where it is not loaded nobody asks for its RunError.
+if TYPE_CHECKING or "pulumi" in sys.modules:
+    from pulumi import RunError as _ShownError
+else:
+    _ShownError = Exception
 
 
-class EsteiraError(pulumi.RunError):
+class EsteiraError(_ShownError):
     """Something that the user can mend; the message is all that is shown.
 
     The message is made of finished sentences: what is wrong, then what to do. It never holds a secret. Pulumi shows a

@@ -6,13 +6,12 @@ nothing and takes no lock.
 
 from __future__ import annotations
 
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from .connection import ssh_client
+from .connection import run_on
 from .errors import EsteiraError
 from .remote import Payload, command_text, standard_input
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 READ_TIMEOUT = 30.0
 """Seconds that a connected server may take to answer a reading."""
+SLOW = "has not answered the reading within {timeout:g} s. Look at its load and at its Docker daemon: docker info"
 
 LOOP_RESTARTS, LOOP_SECONDS = 3, 60
 """A container that Docker has started again so often, and that is younger than this, is in a loop: Docker waits at most
@@ -216,6 +216,14 @@ def read_servers(settings: Settings, owner: str) -> dict[str, Reading | EsteiraE
         )
 
 
+def begin_reading(settings: Settings, owner: str) -> Future[dict[str, Reading | EsteiraError]]:
+    """Begin to read all servers; the result is what `read_servers` returns, once they have answered."""
+    with_one = ThreadPoolExecutor(max_workers=1)
+    begun = with_one.submit(read_servers, settings, owner)
+    with_one.shutdown(wait=False)
+    return begun
+
+
 def read_server(settings: Settings, server: ServerSettings, owner: str) -> Reading:
     """Read one server. Raises EsteiraError where it cannot be reached, or Docker does not answer there."""
     return parse_reading(
@@ -247,7 +255,7 @@ def ask_server(
     text = command_text(phase, values)
     sudo_password = settings.sudo_password.get_secret_value() if settings.sudo_password else None
     stdin = standard_input(Payload(), sudo=server.sudo, sudo_password=sudo_password)
-    status, out, err = _run_here(text, stdin) if server.local else _run_there(settings, server, text, stdin)
+    status, out, err = run_on(settings, server, text, stdin, timeout=READ_TIMEOUT, slow=SLOW)
     if status != 0:
         raise EsteiraError(f"Server {server.name} cannot be read. {_cause(err or out)}")
     return out
@@ -338,41 +346,6 @@ def _bytes(count: int) -> str:
 
 def _cpus(nano: int) -> str:
     return f"{nano / 1e9:g} processors" if nano else "no limit of processors"
-
-
-def _run_here(text: str, stdin: str) -> tuple[int, str, str]:
-    try:
-        done = subprocess.run(
-            ["/bin/sh", "-c", text],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=READ_TIMEOUT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise EsteiraError(
-            f"Docker on this machine has not answered within {READ_TIMEOUT:g} s. Look at its daemon: docker info"
-        ) from None
-    return done.returncode, done.stdout, done.stderr
-
-
-def _run_there(settings: Settings, server: ServerSettings, text: str, stdin: str) -> tuple[int, str, str]:
-    with ssh_client(settings, server) as client:
-        try:
-            channel_in, channel_out, channel_err = client.exec_command(text, timeout=READ_TIMEOUT)
-            channel_in.write(stdin)
-            channel_in.channel.shutdown_write()
-            out, err = (
-                channel_out.read().decode(errors="replace"),
-                channel_err.read().decode(errors="replace"),
-            )
-            return channel_out.channel.recv_exit_status(), out, err
-        except (TimeoutError, OSError, EOFError) as error:
-            raise EsteiraError(
-                f"Server {server.name} ({server.host}) has not answered the reading within {READ_TIMEOUT:g} s "
-                f"({type(error).__name__}). Look at its load and its Docker daemon."
-            ) from None
 
 
 def _cause(text: str) -> str:

@@ -492,6 +492,24 @@ def from_settings(settings: Settings) -> Registry:
     )
 
 
+def of_step(
+    repository: str, given: Mapping[str, Any], environ: Mapping[str, str], *, insecure: bool
+) -> Registry:
+    """Return the client for a step of a deployment, which runs in a process of its own.
+
+    ``repository`` has the registry's name before it. ``given`` has ``username`` and ``password``; what is null is taken
+    from `environ`: CI_REGISTRY_USER and CI_REGISTRY_PASSWORD, as GitLab sets them in a job.
+    """
+    server, _, path = repository.partition("/")
+    return Registry(
+        server,
+        path,
+        given.get("username") or environ.get("CI_REGISTRY_USER"),
+        given.get("password") or environ.get("CI_REGISTRY_PASSWORD"),
+        plain_http=insecure or is_loopback(server),
+    )
+
+
 def is_loopback(server: str) -> bool:
     """Whether a registry is on this machine: Docker speaks plain HTTP to it and never asks a proxy for it."""
     host = urlsplit(f"//{server}").hostname or ""

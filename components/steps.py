@@ -16,6 +16,7 @@ from .errors import EsteiraError
 
 SCRIPT = "esteira-step"
 """The installed package's script (pyproject.toml), beside its Python."""
+STEPS = ("point-tag", "decide")
 
 
 def command_line(step: str) -> str:
@@ -30,17 +31,16 @@ def command_line(step: str) -> str:
     return f"{shlex.quote(str(name))} {step}"
 
 
-def main() -> NoReturn:
-    """Run the installed package's script; an error is one sentence, the last thing on the screen."""
+def main(program: str = SCRIPT) -> NoReturn:
+    """Run a step, as the launcher or the package's script; an error is one sentence, the last thing on the screen."""
     from .decision import decide  # noqa: PLC0415 - for the process that runs it only
     from .tagging import point_tag  # noqa: PLC0415
 
-    steps = {"point-tag": point_tag, "decide": decide}
     step, arguments = (sys.argv[1:2] or [""])[0], sys.argv[2:]
-    if step not in steps:
-        sys.exit(f"Usage: {SCRIPT} {'|'.join(steps)} …; it is run by `pulumi up`, not by hand.")
+    if step not in STEPS:
+        sys.exit(f"Usage: {program} {'|'.join(STEPS)} …; it is run by `pulumi up`, not by hand.")
     try:
-        steps[step](arguments, sys.stdin.read(), os.environ)
+        (point_tag if step == "point-tag" else decide)(arguments, sys.stdin.read(), os.environ)
     except EsteiraError as error:
         sys.exit(f"Error: {error}")
     sys.exit(0)

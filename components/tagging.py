@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from .errors import EsteiraError
-from .registry import Copied, Registry, RegistryUnavailableError, is_loopback
+from .registry import Copied, RegistryUnavailableError, of_step
 
 
 def point_tag(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Copied:
@@ -36,14 +36,7 @@ def point_tag(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Co
         raise EsteiraError(
             "point-tag got no digest on its standard input. It is run by `pulumi up`, not by hand."
         ) from None
-    server, _, path = repository.partition("/")
-    registry = Registry(
-        server,
-        path,
-        given.get("username") or environ.get("CI_REGISTRY_USER"),
-        given.get("password") or environ.get("CI_REGISTRY_PASSWORD"),
-        plain_http=options.get("insecure") == "yes" or is_loopback(server),
-    )
+    registry = of_step(repository, given, environ, insecure=options.get("insecure") == "yes")
     tag = options["tag"]
     try:
         copied = registry.copy_tag(digest, tag, overwrite=options.get("overwrite") != "no")

@@ -70,12 +70,15 @@ docker_said() {
 require_docker() {
   command -v docker >/dev/null 2>&1 ||
     fail "Docker is not installed on server $server. Install Docker Engine 20.10 or later there, as root: apt-get install docker.io"
-  # A reading takes no lock, so it needs no name for the daemon, and what it asks first is quicker.
-  [ "$phase" != read ] || { look_at_architecture && return 0; }
+  # A reading takes no lock, so it needs no name for the daemon; what it asks shows soon enough whether one answers.
+  [ "$phase" != read ] || return 0
   message=$(docker info --format '{{.LiveRestoreEnabled}} {{.ID}}' 2>/dev/null)
   live_restore=${message%% *} daemon=$(printf '%s' "${message#* }" | tr -dc 'A-Za-z0-9')
-  [ -z "$daemon" ] || return 0
-  # Why, the other command says in better words.
+  [ -n "$daemon" ] || explain_docker
+}
+
+# Ends the run with what to do where Docker does not answer; why it does not, docker version says in better words than others.
+explain_docker() {
   message=$(docker version --format '{{.Server.Arch}}' 2>&1) && return 0
   case $message in
     *"permission denied"*)

@@ -8,15 +8,13 @@ read_server() {
 }
 
 # Prints the lines of a reading: "serving", then "made" and "age", and all others in any order. Every docker command is a
-# process of its own, which takes longer than its answer: they are few, and the edge is asked beside them.
+# process of its own, which takes longer than its answer: they run side by side, and each writes whole lines.
 list_what_runs() {
   show_slot &
-  look_at_architecture
-  echo "arch $server_arch"
-  releases=$(list_releases)
-  printf '%s\n' "$releases" | sed -n 's/^./release &/p'
+  show_architecture &
+  show_releases &
+  releases_shown=$!
   edge_runs=
-  # shellcheck disable=SC2046 # ids are words
   while read -r line; do
     [ -n "$line" ] || continue
     echo "$line"
@@ -25,10 +23,37 @@ list_what_runs() {
       "edge running "*) edge_runs=yes ;;
     esac
   done <<END
-$(look_at_what_runs "$name" "$edge" $(printf '%s\n' "$releases" | cut -d ' ' -f 1))
+$(look_at_what_runs "$name" "$edge")
 END
   [ -n "$edge_runs" ] || list_port_holders
+  if ! wait "$releases_shown"; then
+    explain_docker
+    fail "The Docker daemon of server $server did not answer a moment ago, and does now. Try again."
+  fi
   wait
+}
+
+# Prints what the daemon runs, as "arch amd64".
+show_architecture() {
+  look_at_architecture
+  echo "arch $server_arch"
+}
+
+# Prints the releases that are here, as "release" and what list_releases says, and of those that run without the serving
+# name what look_at_what_runs says; fails where Docker does not answer.
+show_releases() {
+  containers=$(list_containers) || return 1
+  others=
+  while read -r role id state container_name rest; do
+    [ "$role" = release ] || continue
+    echo "release $id $state $container_name $rest"
+    case $state in created | exited | dead) continue ;; esac
+    [ "$container_name" = "$name" ] || others="$others $id"
+  done <<END
+$containers
+END
+  # shellcheck disable=SC2086 # ids are words
+  [ -z "$others" ] || look_at_what_runs $others | while read -r line; do [ -z "$line" ] || echo "$line"; done
 }
 
 # Prints, of the containers $*, the lines of the serving one, of the edge, and of each release that runs.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from components import decision
+from components import registry
 from components.arguments import decision_tag
 from components.decision import LABEL, decide, switch_mark
 from components.errors import EsteiraError
@@ -38,7 +38,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Written:
                 raise RegistryUnavailableError("The registry does not answer.")
             return "sha256:" + "0" * 64
 
-    monkeypatch.setattr(decision, "Registry", Registry)
+    monkeypatch.setattr(registry, "Registry", Registry)
     return found
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from components import reading as module
+from components import connection, reading
 from components.errors import EsteiraError
 from components.reading import (
+    READ_TIMEOUT,
     ContainerReading,
     Reading,
     known_digests,
@@ -341,7 +342,7 @@ class FakeChannel:
         self.text, self.stdin, self.closed = "", "", False
 
     def exec_command(self, text: str, timeout: float) -> tuple[Any, Any, Any]:
-        assert timeout == module.READ_TIMEOUT
+        assert timeout == READ_TIMEOUT
         if self.failure:
             raise self.failure
         self.text = text
@@ -369,7 +370,7 @@ def by_ssh(
     def client(*_: object) -> Iterator[FakeChannel]:
         yield channel
 
-    monkeypatch.setattr(module, "ssh_client", client)
+    monkeypatch.setattr(connection, "ssh_client", client)
     return channel
 
 
@@ -418,12 +419,19 @@ class TestReadServer:
             self.read(load(changed()))
         assert str(caught.value) == f"Server web cannot be read. {cause}"
 
-    @pytest.mark.parametrize("failure", [TimeoutError(), EOFError(), ConnectionResetError()])
-    def test_a_connection_that_dies(self, failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("failure", "told"),
+        [
+            (TimeoutError(), "Server web has not answered the reading within 30 s"),
+            (EOFError(), r"The connection to server web \(web\.example\.com\) was lost: EOFError"),
+            (ConnectionResetError(), r"The connection to server web \(web\.example\.com\) was lost: Conn"),
+        ],
+    )
+    def test_a_connection_that_dies(
+        self, failure: Exception, told: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         by_ssh(monkeypatch, failure=failure)
-        with pytest.raises(
-            EsteiraError, match=r"Server web \(web\.example\.com\) has not answered the reading"
-        ):
+        with pytest.raises(EsteiraError, match=told):
             self.read(load(changed()))
 
     def test_on_this_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +452,7 @@ class TestReadServer:
             raise subprocess.TimeoutExpired("sh", 30)
 
         monkeypatch.setattr(subprocess, "run", run)
-        with pytest.raises(EsteiraError, match="Docker on this machine has not answered within 30 s"):
+        with pytest.raises(EsteiraError, match="Server web has not answered the reading within 30 s"):
             self.read(local())
 
 
@@ -464,7 +472,7 @@ class TestReadServers:
                 raise broken
             return as_declared()
 
-        monkeypatch.setattr(module, "read_server", read)
+        monkeypatch.setattr(reading, "read_server", read)
         found = read_servers(settings, OWNER)
         assert found == {"web": as_declared(), "two": broken, "three": as_declared()}
         assert list(found) == ["web", "two", "three"]

@@ -174,7 +174,7 @@ class TestStandardInput:
         assert "names=<--env=A --env=B>" in run("sh -s -- x", one, tmp_path).stdout
 
     def test_the_program_is_complete_and_in_order(self) -> None:
-        stdin = standard_input(Payload())
+        stdin = remote.compound(Payload())
         folder = Path(remote.__file__).parent / "server"
         assert {path.name for path in folder.glob("*.sh")} == set(SERVER_FILES), "a file that nobody sends"
         places = [stdin.index((folder / name).read_text()) for name in SERVER_FILES]

@@ -11,20 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from components.remote import SERVER_FILES, Payload, standard_input
+from components.remote import SERVER_FILES, Payload, compound, standard_input
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "components/server"
 FILES = {name: (FOLDER / name).read_text() for name in SERVER_FILES}
-WHOLE = standard_input(
-    Payload(
-        image="registry.example.com/g/p@sha256:" + "ab" * 32,
-        registry_user="ana",
-        registry_password="it's $HOME",
-        secret_environment={"API_TOKEN": "two\nlines"},
-        secret_files={"/run/secrets/token": "x"},
-    )
+PAYLOAD = Payload(
+    image="registry.example.com/g/p@sha256:" + "ab" * 32,
+    registry_user="ana",
+    registry_password="it's $HOME",
+    secret_environment={"API_TOKEN": "two\nlines"},
+    secret_files={"/run/secrets/token": "x"},
 )
+WHOLE = standard_input(PAYLOAD)
 AS_ROOT = standard_input(Payload(), sudo=True, sudo_password="it's")
 SHELLS = (["dash", "-n"], ["busybox", "sh", "-n"], ["bash", "--posix", "-n"], ["sh", "-n"])
 FUNCTION = re.compile(r"^([a-z_]+)\(\) *[{(]", re.MULTILINE)
@@ -73,13 +72,44 @@ class TestShells:
             pytest.skip("there is no shellcheck")
         done = subprocess.run(
             [program, *options[1].split(), "-"],
-            input=standard_input(Payload()),
+            input=compound(Payload()),
             capture_output=True,
             text=True,
             cwd=ROOT,
             check=False,
         )
         assert (done.returncode, done.stdout) == (0, "")
+
+
+class TestSent:
+    """What is sent has no comment lines, of which the state would hold many copies, and is the same program."""
+
+    def test_the_functions_are_the_same(self) -> None:
+        """As bash prints them: their code with every quoted text and here-document, byte by byte."""
+
+        def functions(text: str) -> str:
+            only = text.replace('main "$@"\nexit\n', "")
+            done = subprocess.run(
+                ["bash", "-c", 'eval "$(cat)"; declare -f'],
+                input=only,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            return done.stdout
+
+        declared = functions(compound(PAYLOAD))
+        assert declared.count(" () \n{") > 100
+        assert functions(WHOLE) == declared
+
+    def test_a_secret_that_looks_like_a_comment_is_kept(self) -> None:
+        text = "\n\n# a key\n  # of two lines\n\n"
+        sent = standard_input(Payload(secret_environment={"KEY": text}))
+        assert f"export KEY='{text}'" in sent
+
+    def test_its_size(self) -> None:
+        """It is in the state, and in a command over SSH, some times a server."""
+        assert len(standard_input(Payload())) < 75_000
 
 
 class TestFunctions:
