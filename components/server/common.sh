@@ -79,7 +79,7 @@ require_docker() {
 
 # Ends the run with what to do where Docker does not answer; why it does not, docker version says in better words than others.
 explain_docker() {
-  message=$(docker version --format '{{.Server.Arch}}' 2>&1) && return 0
+  message=$(docker version --format '{{.Server.Arch}}' 2>&1 >/dev/null) && return 0
   case $message in
     *"permission denied"*)
       fail "The user $(id -un) may not use Docker on server $server. Set sudo: true for that server, or type there, as root: usermod -aG docker $(id -un)" ;;
