@@ -6,7 +6,7 @@ beside a forward deployment of the same release, and one release on one, four an
 
 from __future__ import annotations
 
-import os
+import platform
 import re
 import shutil
 import subprocess
@@ -70,6 +70,7 @@ class Checkout:
         **settings: object,
     ) -> None:
         self.name, self.servers, self.port = f"parasite-{name}", servers, port
+        self.builder = builder
         kind: type[Project] = Stack if engine_here() else Project
         self.project = kind(room.folder / name, registry, builder, f"bench/{name}")
         for file in ("app.py", "Dockerfile"):
@@ -90,12 +91,12 @@ class Checkout:
         self._releases = 0
         self.commit = self.project.head
 
-    def release(self, megabytes: int = 0) -> str:
-        """Commit a new release, with so many megabytes in it that no other has; return its sha."""
+    def release(self, *, installing: bool = False) -> str:
+        """Commit a new release, one whose build installs its packages (see `Rollback`) if asked to; return its sha."""
         self._releases += 1
         app = self.project.root / "app"
         (app / "release").write_text(f"{self._releases}\n", encoding="utf-8")
-        (app / "assets").write_bytes(os.urandom(megabytes * 1_000_000))
+        self.project.settings["image"]["dockerfile"] = INSTALLING if installing else "Dockerfile"
         self.commit = self.project.commit_tree()
         return self.commit
 
@@ -198,12 +199,32 @@ def _empty_program(checkout: Checkout) -> Callable[[], float] | None:
 
 # Rollback.
 
-RELEASE_MEGABYTES = 16
-"""What a release that is deployed and gone back to brings of its own, in megabytes.
+INSTALLING = "installing.Dockerfile"
 
-An application's packages and assets are made anew with its image: the procedure's Dockerfile installs all of them after
-it has copied the commit.
-"""
+
+def fetch_wheels(checkout: Checkout) -> None:
+    """Fetch the packages that a build installs, for the image's Python, so that no build waits for another machine."""
+    app = checkout.project.root / "app"
+    for file in ("requirements.txt", INSTALLING):
+        shutil.copy(Path(__file__).parent / "app" / file, app)
+    version = checkout.builder.docker(
+        *("run", "--rm", "--entrypoint", "python3", images.BASE_PYTHON, "-c"),
+        "import sys; print('%d.%d' % sys.version_info[:2])",
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+            *("--only-binary=:all:", "--python-version", version.strip(), "--implementation", "cp"),
+            *(f"--platform=manylinux{glibc}_{platform.machine()}" for glibc in ("2014", "_2_28")),
+            *("--requirement", str(app / "requirements.txt"), "--dest", str(app / "wheels")),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise AssertionError(f"the packages of the measured application cannot be had:\n{done.stderr}")
 
 
 @dataclass
@@ -211,10 +232,11 @@ class Rollback:
     """Whole runs and what the application's boot was in each; seconds, one value a round."""
 
     forward: list[float] = field(default_factory=list)
-    """A commit's first deployment: built, pushed, pulled, started, switched to, `latest` moved."""
+    """A commit's first deployment: built as by the procedure's Dockerfile, which installs all packages after it has
+    copied the commit; pushed, pulled, started, switched to, `latest` moved."""
     forward_boot: list[float] = field(default_factory=list)
     small: list[float] = field(default_factory=list)
-    """The same of a commit that changes a few bytes."""
+    """The same of a commit whose build only copies a few bytes."""
     small_boot: list[float] = field(default_factory=list)
     back: list[float] = field(default_factory=list)
     """The same commit again, which the server still keeps, after another one."""
@@ -233,8 +255,9 @@ def rollback(checkout: Checkout, rounds: int, say: Say) -> Rollback:
     """Deploy a commit, another one, and the first again: with the registry, then without."""
     found = Rollback()
     registry = checkout.project.registry
+    fetch_wheels(checkout)
     for number in range(1, rounds + 1):
-        first = checkout.release(RELEASE_MEGABYTES)
+        first = checkout.release(installing=True)
         _note(found, "forward", checkout, checkout.up().good(), first)
         second = checkout.release()
         _note(found, "small", checkout, checkout.up().good(), second)

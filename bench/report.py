@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.latest import Moved
 from bench.load import STREAMS
 from bench.measure import HEALTH, Times, UnderLoad
-from bench.program import RELEASE_MEGABYTES, Fleet, NoOp, Rollback
+from bench.program import Fleet, NoOp, Rollback
 from bench.results import median
 
 RECREATE_BOUND = 0.3
@@ -328,14 +328,14 @@ class Report:
         rows = [
             ("an empty program", self.no_op.empty),
             ("no-op: nothing has changed", self.no_op.program),
-            ("forward: a few bytes are new; built, pushed, deployed, tagged", self.rollback.small),
+            ("forward: built by copying a few bytes, pushed, deployed, tagged", self.rollback.small),
             ("  its own work, without an empty program and the boot", self._work("small")),
-            (f"forward: {RELEASE_MEGABYTES} MB are new", self.rollback.forward),
-            ("  its own work", self._work("forward")),
             (
-                f"back to the commit with the {RELEASE_MEGABYTES} MB, which the server keeps",
-                self.rollback.back,
+                "forward: built as by the procedure's Dockerfile, which installs its packages",
+                self.rollback.forward,
             ),
+            ("  its own work", self._work("forward")),
+            ("back to that commit, which the server keeps", self.rollback.back),
             ("  its own work", self._work("back")),
             ("back to it while the registry is down (the tag stays)", self.rollback.alone),
             ("  its own work", self._work("alone")),
