@@ -208,3 +208,22 @@ def test_a_port_that_something_else_holds(drifting: Callable[[str], Drifting]) -
         thief.wait()
     place.repair(second)
     expect_settled(place)
+
+
+def test_a_release_that_another_declaration_owns(drifting: Callable[[str], Drifting]) -> None:
+    """It is named, left alone by `up` with a sentence, and what is declared comes when it is gone."""
+    place = drifting("blueGreen")
+    app, second = place.app, place.second
+    other = "other/prod/parasite"
+    app.machine.docker("rm", "-f", NAME)
+    labels = [f"--label=esteira.owner={other}", "--label=esteira.role=release", "--label=esteira.commit=abc"]
+    app.machine.docker("run", "-d", "--name", NAME, *labels, app.values["edgeImage"], "sleep", "10000")
+    theirs = app.machine.inspect(NAME)
+    assert app.difference(second) == f"a container of {other}"
+    said = app.up_fails(second, "belongs to another declaration", request=place.request(second))
+    assert f"({other}). Set another container.name, or destroy that one first." in said
+    found = app.machine.inspect(NAME)
+    assert (found["Id"], found["State"]["StartedAt"]) == (theirs["Id"], theirs["State"]["StartedAt"])
+    app.machine.docker("rm", "-f", NAME)
+    place.repair(second)
+    expect_settled(place)
