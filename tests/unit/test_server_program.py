@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,25 +58,6 @@ class TestShells:
 
     def test_each_file_is_named_in_its_first_line(self) -> None:
         assert not [name for name, text in FILES.items() if not text.startswith("# Esteira on a server: ")]
-
-    def test_shellcheck(self) -> None:
-        """`make lint` does it with a pinned shellcheck; here with the machine's own, where it has one."""
-        makefile = (ROOT / "Makefile").read_text()
-        options = re.search(r"\$\(SERVER_PROGRAM\) \| \S*shellcheck (.*) -$", makefile, re.MULTILINE)
-        assert options, "make lint checks the program as it is sent"
-        beside = Path(sys.executable).parent
-        program = shutil.which("shellcheck", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
-        if program is None:
-            pytest.skip("there is no shellcheck")
-        done = subprocess.run(
-            [program, *options[1].split(), "-"],
-            input=compound(Payload()),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=False,
-        )
-        assert (done.returncode, done.stdout) == (0, "")
 
 
 class TestSent:
