@@ -93,7 +93,10 @@ class Stack(Project):
         for name in ("__main__.py", "components"):
             (root / name).unlink()
         shutil.copy(REPOSITORY / "__main__.py", root)
-        shutil.copytree(REPOSITORY / "components", root / "components")
+        # Compiled files as well, but not those that another process is about to write.
+        shutil.copytree(
+            REPOSITORY / "components", root / "components", ignore=shutil.ignore_patterns("*.pyc.*")
+        )
         (root / ".venv").symlink_to(sys.prefix)
         (root / ".gitignore").write_text(".venv\n")
         state = root.parent / f"{root.name}-state"
