@@ -166,6 +166,7 @@ keep_for_a_while() {
     take_lock
     is_last_run || exit 0
     make_passing_files
+    finish_stopping
     look_around_slots
     [ "$serving_id" = "$candidate_id" ] || {
       abandon

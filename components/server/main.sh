@@ -87,6 +87,7 @@ main() {
       take_lock
       mark_run
       make_passing_files
+      finish_stopping
       remember_server_name
       remove_leftovers
       [ "$phase" = undo ] || refuse_given_up
@@ -105,6 +106,7 @@ main() {
       take_lock
       mark_run
       make_passing_files
+      finish_stopping
       remove
       ;;
     *) fail "The server does not know the phase $phase." ;;

@@ -156,12 +156,14 @@ forbid_restart() {
   docker update --restart no "$1" >/dev/null 2>&1 || { await_daemon && docker update --restart no "$1" >/dev/null 2>&1; }
 }
 
-# Sends container $1 its stop signal and waits, at most $2 seconds (else its own stop timeout), then kills it.
+# Sends container $1 its stop signal and waits, at most $2 seconds (else its own stop timeout), then kills it. A release is
+# noted down meanwhile: should this run be cut off, it still looks like one that runs, and ends when it has finished its work.
 end_container() {
   stop_timeout=$2
   # shellcheck disable=SC2046 # a fixed number of words
   set -- "$1" $(docker inspect --format '{{.State.Running}} {{if .Config.StopSignal}}{{.Config.StopSignal}}{{else}}SIGTERM{{end}} {{if .Config.StopTimeout}}{{.Config.StopTimeout}}{{else}}10{{end}}' "$1" 2>/dev/null)
   [ "$2" = true ] || return 0
+  [ -n "$stop_timeout" ] || note "$run_directory/$daemon.$name.stopping" "$1"
   read_clock && stop_start=$now
   docker kill --signal "$3" "$1" >/dev/null 2>&1
   while [ "$(docker inspect --format '{{.State.Running}}' "$1" 2>/dev/null)" = true ]; do
@@ -169,11 +171,27 @@ end_container() {
     if [ $((now - stop_start)) -ge $((${stop_timeout:-$4} * 100)) ]; then
       docker kill "$1" >/dev/null 2>&1
       [ -n "$stop_timeout" ] || warn "it did not stop within $4 s of $3 and was killed"
-      return 0
+      break
     fi
     # Asking docker costs more than the wait: sleep until the process is gone, where it can be seen.
     sleep 0.02
   done
+  [ -n "$stop_timeout" ] || rm -f "$run_directory/$daemon.$name.stopping"
+}
+
+# Ends what a run that was cut off has told to stop, before anything is looked at: it counts as stopped. The folder of the
+# note is everybody's; only who may use Docker can have taken the restart policy away, as is done before a stop.
+finish_stopping() {
+  stopping=
+  read -r stopping 2>/dev/null <"$run_directory/$daemon.$name.stopping"
+  case $stopping in '' | *[!0-9a-f]*) return 0 ;; esac
+  case $(docker inspect --format '{{.State.Running}} {{.HostConfig.RestartPolicy.Name}}' "$stopping" 2>/dev/null) in
+    "true no" | "true ")
+      end_container "$stopping"
+      say "stopped what a run that was cut off had told to stop"
+      ;;
+    *) rm -f "$run_directory/$daemon.$name.stopping" ;;
+  esac
 }
 
 # Nothing but the serving and the declared release may run, in the free slot or with the port: candidates of other runs go, a

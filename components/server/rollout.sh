@@ -38,6 +38,7 @@ guard_switch() {
     take_lock
     is_last_run || exit 0
     make_passing_files
+    finish_stopping
     is_decided && recorded='' && confirm_by_itself || {
       take_back_rollout
       recorded='' && record_deployment 'taken back' "Nobody confirmed it within $trial s. $taken_back"

@@ -446,7 +446,9 @@ class Application:
             wrong.append("a docker config is there")
         wrong += [f"lock {lock.name} is held" for lock in self.locks() if self.held(lock)]
         wrong += [
-            f"{path.name} is there" for path in self.machine.path("run/lock/esteira").glob("*.holder.*")
+            f"{path.name} is there"
+            for pattern in ("*.holder.*", "*.stopping")
+            for path in self.machine.path("run/lock/esteira").glob(pattern)
         ]
         return wrong
 

@@ -289,6 +289,25 @@ def test_client_lost(kind: str, app: Application, app_images: Images, record: Ca
     run_all(kind, app, app_images, record, ways=("pipe", "ssh"), end=lose)
 
 
+@pytest.mark.parametrize("strategy", ["blueGreen", "recreate"])
+def test_a_release_that_is_still_ending_is_none_that_runs(
+    strategy: str, app: Application, app_images: Images
+) -> None:
+    """Cut off while the release before finishes its work: declared again, it is not taken for one that serves."""
+    app.values["strategy"] = strategy
+    app.values["rollout"] = {"watch": 0}
+    before, new = Release(app_images.make(), knobs={"stop_delay": 4}), Release(app_images.make())
+    app.up(before)
+    with app.cut(1, "after", only="kill --signal") as at:
+        for phase in app.phases(new):
+            app.run(phase, new)
+    assert at().startswith("kill --signal"), "it was not cut off"
+    said = app.up(before)
+    assert "stopped what a run that was cut off had told to stop" in said
+    time.sleep(5)
+    app.expect_settled(before)
+
+
 def run_all(
     kind: str,
     app: Application,

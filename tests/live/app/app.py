@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -78,12 +79,19 @@ class Handler(BaseHTTPRequestHandler):
         """Log nothing for each request."""
 
 
+def end(*_: object) -> None:
+    """End, a while later if so told: until then it answers, as what shuts down gracefully does."""
+    if (last := float(knob("stop_delay", "0"))) == 0:
+        os._exit(0)
+    threading.Timer(last, os._exit, (0,)).start()
+
+
 def main() -> None:
     """Misbehave as the knobs say, then serve."""
     for number in range(int(knob("log_lines", "0"))):
         print(f"log line {number} of {knob('text', 'hello')}", flush=True)
     if knob("ignore_sigterm", "") == "":
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        signal.signal(signal.SIGTERM, end)
     else:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Not what is sent when nothing is said: whoever sends it has read the image's stop signal.
