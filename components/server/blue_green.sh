@@ -26,15 +26,19 @@ look_around_slots() {
       point_edge "$(other_slot "$active")" && return 0
     if [ -n "$confirm_timeout" ]; then
       # With several servers nothing serves that was not confirmed.
-      take_back_slots
-      look_around
-      return 0
+      finish_confirmation || { take_back_slots && look_around && return 0; }
     fi
     serving_id=$holder_id
     # shellcheck disable=SC2046 # three words
     set -- $(docker inspect --format '{{index .Config.Labels "esteira.release"}} {{index .Config.Labels "esteira.commit"}} {{.HostConfig.RestartPolicy.Name}}' "$serving_id")
     serving_release=$1 serving_commit=$2 serving_restart=$3
   fi
+}
+
+# A confirmation was cut off when the release before had given its name away, and the confirmed one had not yet got it: now it
+# gets it. Fails where that is not so.
+finish_confirmation() {
+  [ -z "$serving_id" ] && points_to_stay && docker rename "$holder_id" "$name"
 }
 
 # Sets holder_id: the container that runs in slot $1.

@@ -83,6 +83,11 @@ try_edge() {
   active=$1 on_trial=yes
 }
 
+# Whether the edge points where it does to stay: a switch on trial has a mark of its own.
+points_to_stay() {
+  probe_ask "lasts 5 $name" && [ "$answer" = yes ]
+}
+
 # Moves the traffic to slot $1, on trial where that is how the run switches.
 move_edge() {
   if [ -n "$trial" ]; then try_edge "$1"; else point_edge "$1"; fi

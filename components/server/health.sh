@@ -20,6 +20,7 @@ while read -r kind seconds target; do
       elif [ ! -e "$trial$target-blue" ]; then
         if [ -e "$trial$target-green" ] || [ -e "$lasting" ]; then said=green; fi
       fi ;;
+    lasts) [ -e "$trial$target-green" ] || [ -e "$trial$target-blue" ] || said=yes ;;
     point-green) : >"$lasting" && rm -f "$trial$target-green" "$trial$target-blue" && said=green ;;
     point-blue) rm -f "$lasting" "$trial$target-green" && rm -f "$trial$target-blue" && said=blue ;;
     try-green) echo $$ >"$trial$target-green" && rm -f "$trial$target-blue" && guarded=$target-green left=$seconds said=green ;;

@@ -114,10 +114,14 @@ take_back_slots() {
   taking_back=yes
   look_at_edge
   taking_back='' old_slot='' took_over='' created_edge='' replaced_edge=''
+  taken_back="Nothing had been switched here."
+  if [ -z "$serving_id" ] && enter_edge && slot_holder "$active" && [ -n "$holder_id" ] && finish_confirmation; then
+    taken_back="The switch was confirmed already."
+    return 0
+  fi
   for slot in blue green; do
     [ -z "$serving_id" ] || ! in_slot "$serving_id" "$slot" || old_slot=$slot
   done
-  taken_back="Nothing had been switched here."
   if [ -n "$edge_id" ] && [ -n "$next_id" ] && [ "$next_state" = running ]; then
     created_edge=$next_id replaced_edge=$edge_id
     give_port_back

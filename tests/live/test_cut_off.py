@@ -166,11 +166,14 @@ KINDS = {
 }
 
 
-def cut(scenario: Scenario, number: int, how: str, wait: float) -> str:
-    """Deploy and cut off at the ``number``-th docker command; at which it was, empty if it ended before."""
+def cut(scenario: Scenario, number: int, how: str, wait: float, only: str = "") -> str:
+    """Deploy and cut off at the ``number``-th docker command; at which it was, empty if it ended before.
+
+    ``only``: how the commands begin that are counted.
+    """
     app = scenario.app
     assert scenario.target is not None
-    with app.cut(number, how, wait) as at:
+    with app.cut(number, how, wait, only) as at:
         for phase in app.phases(scenario.target):
             done = app.run(phase, scenario.target)
             if at():
@@ -306,6 +309,23 @@ def test_a_release_that_is_still_ending_is_none_that_runs(
     assert "stopped what a run that was cut off had told to stop" in said
     time.sleep(5)
     app.expect_settled(before)
+
+
+@pytest.mark.parametrize("following", ["same", "previous"])
+def test_between_the_two_names_of_a_confirmation(
+    following: str, app: Application, app_images: Images
+) -> None:
+    """For a moment nothing has the serving name; what was confirmed serves, and the edge stays."""
+    scenario = Trial(app, app_images)
+    scenario.prepare()
+    at, wrong = one_case(scenario, 1, "after", following, wait=0, end=at_the_first_rename)
+    assert at.startswith("rename")
+    assert not wrong, "\n".join(wrong)
+
+
+def at_the_first_rename(scenario: Scenario, number: int, how: str, _wait: float) -> str:
+    """Cut off as `cut` does, counting only the commands that give a container another name."""
+    return cut(scenario, number, how, 0, only="rename")
 
 
 def run_all(
