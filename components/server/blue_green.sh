@@ -322,13 +322,19 @@ give_slot_names() {
   named=$(docker inspect --format '{{.Name}}' "$candidate_id" 2>/dev/null) || { await_daemon && named=$(docker inspect --format '{{.Name}}' "$candidate_id"); }
   if [ -n "$old_id" ] && [ "$old_id" != "$candidate_id" ]; then
     tell_adopted
-    docker rename "$old_id" "$serving_release" 2>/dev/null || docker rename "$old_id" "$serving_release-$(printf %.6s "$old_id")" 2>/dev/null || {
+    docker rename "$old_id" "$serving_release" 2>/dev/null || is_named "$old_id" "$serving_release" ||
+      docker rename "$old_id" "$serving_release-$(printf %.6s "$old_id")" 2>/dev/null || {
       # Docker renames none that it is about to start again; without a wait this stop outlives nobody.
       docker stop --time 0 "$old_id" >/dev/null 2>&1
       docker rename "$old_id" "$serving_release" 2>/dev/null
     }
   fi
   [ "$named" = "/$name" ] || docker rename "$candidate_id" "$name"
+}
+
+# Whether container $1 has the name $2: Docker does not rename to the name that there is.
+is_named() {
+  [ "$(docker inspect --format '{{.Name}}' "$1" 2>/dev/null)" = "/$2" ]
 }
 
 # The declared release serves already: what a cut-off run left is put right.

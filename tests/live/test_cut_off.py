@@ -312,11 +312,10 @@ def test_a_release_that_is_still_ending_is_none_that_runs(
 
 
 @pytest.mark.parametrize("following", ["same", "previous"])
-def test_between_the_two_names_of_a_confirmation(
-    following: str, app: Application, app_images: Images
-) -> None:
-    """For a moment nothing has the serving name; what was confirmed serves, and the edge stays."""
-    scenario = Trial(app, app_images)
+@pytest.mark.parametrize("kind", ["trial", "rollback"])
+def test_between_two_names(kind: str, following: str, app: Application, app_images: Images) -> None:
+    """For a moment nothing has the serving name; what was switched to serves, and the edge stays."""
+    scenario = KINDS[kind](app, app_images)
     scenario.prepare()
     at, wrong = one_case(scenario, 1, "after", following, wait=0, end=at_the_first_rename)
     assert at.startswith("rename")
