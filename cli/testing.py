@@ -32,7 +32,8 @@ _NPM_SECONDS = 300
 def run(place: local.Place, arguments: Sequence[str]) -> int:
     """Run pytest with ``arguments`` and return its exit status.
 
-    Everything is run by two processes side by side; what is chosen by a file or a test's name, by one.
+    Everything is run by two processes side by side, all unit tests alone by three, because they wait a third of their
+    time; what is chosen by a file or a test's name, by one.
 
     Raises EsteiraError when the live layer cannot be prepared and must run.
     """
@@ -52,15 +53,19 @@ def run(place: local.Place, arguments: Sequence[str]) -> int:
         values[SKIP_ENGINE] = found.reason
     else:
         values["PATH"] = os.pathsep.join([str(Path(found.command).parent), values.get("PATH", os.defpath)])
-    divided = [] if asked else _side_by_side(arguments)
+    divided: list[str] = []
+    if not asked:
+        divided = _side_by_side(arguments)
+    elif [argument.rstrip("/") for argument in asked] == ["tests/unit"]:
+        divided = _side_by_side(arguments, more=1)
     return subprocess.run(
         [sys.executable, "-m", "pytest", *divided, *arguments], cwd=place.root, env=values, check=False
     ).returncode
 
 
-def _side_by_side(arguments: Sequence[str]) -> list[str]:
+def _side_by_side(arguments: Sequence[str], more: int = 0) -> list[str]:
     """Give pytest's options for several processes at once (tests/side_by_side.py), where there are cores for them."""
-    processes = os.environ.get(PROCESSES) or str(min(2, os.cpu_count() or 1))
+    processes = os.environ.get(PROCESSES) or str(min(2, os.cpu_count() or 1) + more)
     if processes == "1" or any(one == "--pdb" or one.startswith("-n") for one in arguments):
         return []
     return ["-n", processes]

@@ -7,6 +7,7 @@ Without it pytest looks itself.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -56,6 +57,17 @@ def _why_not_engine() -> str:
         return f"its servers are the live layer's, which cannot run: {why}"
     found = engine.find(FOLDER.parent, install=False)
     return found.reason if isinstance(found, engine.Missing) else ""
+
+
+# What is loaded for the tests, Pulumi's packages too, stays to the end. The garbage collector would walk it all the
+# time: it begins when the tests do, with what they make.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector begin."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

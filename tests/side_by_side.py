@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,13 @@ def _shares(module: str) -> bool:
 
 def arrange(items: list[pytest.Item]) -> None:
     """Put the tests in the order in which they are handed out."""
+    tests = Counter(group(item.nodeid) for item in items)
 
-    def place(item: pytest.Item) -> int:
+    def place(item: pytest.Item) -> tuple[int, int]:
         own = group(item.nodeid)
-        return _ORDER.index(own if own == "heavy" else own.removeprefix("tests/").partition("/")[0])
+        layer = own if own == "heavy" else own.removeprefix("tests/").partition("/")[0]
+        # Unit tests go by modules: the big ones first, so that none is left for one process alone at the end.
+        return _ORDER.index(layer), -tests[own] if layer == "unit" else 0
 
     items.sort(key=place)
 

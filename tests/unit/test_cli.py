@@ -455,11 +455,12 @@ class TestLauncher:
             check=False,
         )
 
-    def test_prepares_once(self, checkout: Path) -> None:
-        first = self.call(checkout, "up", "two words")
+    def test_prepares_once(self, quick: Path) -> None:
+        """With a stand-in for venv; the real one is made by CI, which types `./esteira up` in a clean clone."""
+        first = self.call(quick, "up", "two words")
         assert (first.returncode, first.stdout) == (0, "['up', 'two words']\n"), first.stderr
         assert "Preparing" in first.stderr
-        second = self.call(checkout, "down")
+        second = self.call(quick, "down")
         assert (second.stdout, second.stderr) == ("['down']\n", "")
 
     def test_by_a_link(self, prepared: Path, tmp_path: Path) -> None:

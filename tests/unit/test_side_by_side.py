@@ -32,6 +32,7 @@ class TestGroup:
 
     def test_the_small_ones_come_last(self) -> None:
         nodes = [
+            "tests/unit/test_cli.py::test",
             "tests/unit/test_image.py::test_b",
             "tests/unit/test_image.py::test_a",
             "tests/engine/test_promote.py::test",
@@ -40,7 +41,7 @@ class TestGroup:
         ]
         items: list[pytest.Item] = [SimpleNamespace(nodeid=node) for node in nodes]  # type: ignore[misc]
         arrange(items)
-        assert [item.nodeid for item in items] == [*nodes[:1:-1], *nodes[:2]]
+        assert [item.nodeid for item in items] == [*nodes[:2:-1], *nodes[1:3], nodes[0]]
 
 
 class TestCommand:
@@ -54,7 +55,9 @@ class TestCommand:
             ([], 1, "", []),
             ([], 8, "1", []),
             ([], 8, "3", ["-n", "3"]),
-            (["tests/unit"], 2, "", []),
+            (["tests/unit"], 2, "", ["-n", "3"]),
+            (["tests/unit/"], 2, "1", []),
+            (["tests/unit/test_cli.py"], 2, "", []),
             (["-n0"], 2, "", []),
             (["--pdb"], 2, "", []),
         ],
