@@ -24,9 +24,11 @@ look_around_slots() {
     # runs, that is what serves, and the new release has to prove itself again.
     [ "$serving_state" = running ] && in_slot "$serving_id" "$(other_slot "$active")" &&
       point_edge "$(other_slot "$active")" && return 0
-    if [ -n "$confirm_timeout" ]; then
+    if [ -n "$confirm_timeout" ] && ! finish_confirmation; then
       # With several servers nothing serves that was not confirmed.
-      finish_confirmation || { take_back_slots && look_around && return 0; }
+      take_back_slots
+      look_around
+      return 0
     fi
     serving_id=$holder_id
     # shellcheck disable=SC2046 # three words

@@ -436,7 +436,7 @@ class Application:
         wrong = []
         for folder in ("dev/shm", "tmp", "var/tmp", "root", "run/lock"):
             for path in self.machine.path(folder).rglob("*"):
-                inside = str(path).partition("/root/")[2]
+                inside = str(path.relative_to(self.machine.path("")))
                 if "esteira" in path.name and not inside.startswith(("run/lock/esteira", "tmp/esteira/")):
                     wrong.append(f"{inside} is there")
                 with contextlib.suppress(OSError):

@@ -263,7 +263,7 @@ class Machine:
     @property
     def docker_host(self) -> str:
         """Address of its Docker daemon, for DOCKER_HOST here; commands by it are not counted."""
-        return f"unix:///proc/{self.init}/root/run/docker.sock"
+        return f"unix://{self.path('run/docker.sock')}"
 
     def docker(self, *argv: str, check: bool = True, stdin: str | None = None, timeout: float = 120) -> str:
         """Run a docker command against its daemon from here, uncounted.
