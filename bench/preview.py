@@ -65,7 +65,7 @@ def _preview(servers: int) -> int:
     import pulumi  # noqa: PLC0415
     from pulumi.runtime import mocks  # noqa: PLC0415
 
-    from components import image, reading  # noqa: PLC0415
+    from components import reading, registry  # noqa: PLC0415
     from components.settings import Settings  # noqa: PLC0415
 
     class Nothing(mocks.Mocks):
@@ -91,13 +91,13 @@ def _preview(servers: int) -> int:
         def platforms(self, digest: str) -> tuple[str, ...]:  # noqa: ARG002
             return ("linux/amd64",)
 
-    def read(settings: Settings, owner: str) -> Mapping[str, Any]:
+    def read(settings: Settings, owner: str, *_: object) -> Mapping[str, Any]:
         other = reading.ContainerReading(
             "running", owner, f"{Registry.name}@{DIGEST}", "0" * 64, "7" * 40, restart="always"
         )
         return {server.name: reading.Reading("amd64", other, (other,)) for server in settings.servers}
 
-    vars(image)["from_settings"] = lambda _: Registry()
+    vars(registry)["from_settings"] = lambda _: Registry()
     vars(reading)["read_servers"] = read
     values = {**configuration(servers), "registryPassword": "x", "serverPassword": "x"}
     pulumi.runtime.set_all_config(

@@ -104,11 +104,12 @@ def _cut_off() -> None:
     """Put something harmless in the place of everything that asks the world outside."""
     reading = importlib.import_module("components.reading")
 
-    def read_servers(settings: Any, owner: str) -> dict[str, Any]:  # noqa: ARG001 - reading's interface
+    def read_servers(settings: Any, *_: Any) -> dict[str, Any]:
         return {server.name: reading.parse_reading(server.name, _EMPTY_SERVER) for server in settings.servers}
 
     _replace("components.reading", "read_servers", read_servers)
-    _replace("components.image", "from_settings", _Registry)
+    # Before components.image is there: some versions of it take the name from there while they are loaded.
+    _replace("components.registry", "from_settings", _Registry)
     _replace("components.image", "check_docker", lambda *_: None)
     _replace("components.gitlab_access", "check_access", lambda *_: None)
 

@@ -15,9 +15,9 @@ from .arguments import owner_of
 from .deployment import Deployment, addresses
 from .errors import EsteiraError
 from .image import Image, image_args
-from .reading import known_digests, read_servers
+from .reading import digests_on_servers, read_servers
 from .release import Release, release_args
-from .settings import Settings, from_pulumi
+from .settings import Settings, from_pulumi, image_name
 from .source import inspect
 
 
@@ -54,7 +54,8 @@ class Application(pulumi.ComponentResource):
         source = inspect(settings)
         readings = read_servers(settings, owner_of(settings))
         child = pulumi.ResourceOptions(parent=self)
-        image = Image(name, image_args(settings, source, known_digests=known_digests(readings)), child)
+        on_servers = digests_on_servers(readings, image_name(settings), source.tag)
+        image = Image(name, image_args(settings, source, on_servers=on_servers), child)
         deployment = Deployment(
             name,
             {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from threading import Semaphore
 from typing import TYPE_CHECKING
 
 from .connection import run_on
@@ -16,7 +17,7 @@ from .errors import EsteiraError
 from .remote import Payload, command_text, standard_input
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from .settings import ServerSettings, Settings
 
@@ -191,22 +192,45 @@ class Reading:
         return None
 
 
-def known_digests(readings: Mapping[str, Reading | EsteiraError]) -> dict[str, str]:
-    """Return tag to ``sha256:…`` for all releases that the servers keep: what is known while the registry is down."""
-    return {
-        release.tag: release.image.rpartition("@")[2]
-        for reading in readings.values()
-        if isinstance(reading, Reading)
-        for release in reading.releases
-    }
+@dataclass(frozen=True)
+class ServerDigests:
+    """What the servers' own record says of images, whose tags are written once and never again."""
+
+    running: str | None = None
+    """The digest that all servers run under the wanted tag, ``sha256:…``; None where not all of them do."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """Tag to ``sha256:…`` of all releases that they keep: what is known while the registry is down."""
 
 
-def read_servers(settings: Settings, owner: str) -> dict[str, Reading | EsteiraError]:
-    """Read all servers at once; the value is the error where a server could not be read."""
+def digests_on_servers(
+    readings: Mapping[str, Reading | EsteiraError], repository: str, tag: str
+) -> ServerDigests:
+    """Return what the servers know of the images in a repository, ``registry.example/group/parasite``."""
+    kept: dict[str, str] = {}
+    running: set[str | None] = set()
+    for reading in readings.values():
+        serving, runs = reading.serving if isinstance(reading, Reading) else None, None
+        for release in reading.releases if isinstance(reading, Reading) else ():
+            name, _, kept[release.tag] = release.image.rpartition("@")
+            if serving is not None and (release.id, release.state) == (serving.id, "running"):
+                # A label alone is not believed here.
+                as_it_says = serving.runs_image == release.image
+                runs = kept[tag] if as_it_says and (name, release.tag) == (repository, tag) else None
+        running.add(runs)
+    return ServerDigests(running.pop() if len(running) == 1 else None, kept)
+
+
+def read_servers(
+    settings: Settings, owner: str, asked: Callable[[], object] | None = None
+) -> dict[str, Reading | EsteiraError]:
+    """Read all servers at once; the value is the error where a server could not be read.
+
+    ``asked`` is called for each server that was reached, when nothing is left to do but to wait for its answer.
+    """
 
     def read(server: ServerSettings) -> Reading | EsteiraError:
         try:
-            return read_server(settings, server, owner)
+            return read_server(settings, server, owner, asked)
         except EsteiraError as error:
             return error
 
@@ -217,18 +241,27 @@ def read_servers(settings: Settings, owner: str) -> dict[str, Reading | EsteiraE
 
 
 def begin_reading(settings: Settings, owner: str) -> Future[dict[str, Reading | EsteiraError]]:
-    """Begin to read all servers; the result is what `read_servers` returns, once they have answered."""
+    """Begin to read all servers; the result is what `read_servers` returns, once they have answered.
+
+    It returns when all of them have been asked: until then there is a handshake to compute, which takes more than twice
+    as long beside something else that computes in Python.
+    """
+    asked = Semaphore(0)
     with_one = ThreadPoolExecutor(max_workers=1)
-    begun = with_one.submit(read_servers, settings, owner)
+    begun = with_one.submit(read_servers, settings, owner, asked.release)
+    begun.add_done_callback(lambda _: asked.release(len(settings.servers)))
     with_one.shutdown(wait=False)
+    for _ in settings.servers:
+        asked.acquire()
     return begun
 
 
-def read_server(settings: Settings, server: ServerSettings, owner: str) -> Reading:
+def read_server(
+    settings: Settings, server: ServerSettings, owner: str, asked: Callable[[], object] | None = None
+) -> Reading:
     """Read one server. Raises EsteiraError where it cannot be reached, or Docker does not answer there."""
-    return parse_reading(
-        server.name, ask_server(settings, server, "read", reading_values(settings, server, owner))
-    )
+    values = reading_values(settings, server, owner)
+    return parse_reading(server.name, ask_server(settings, server, "read", values, asked))
 
 
 def reading_values(settings: Settings, server: ServerSettings, owner: str) -> list[tuple[str, str]]:
@@ -244,9 +277,16 @@ def reading_values(settings: Settings, server: ServerSettings, owner: str) -> li
 
 
 def ask_server(
-    settings: Settings, server: ServerSettings, phase: str, values: Sequence[tuple[str, str]]
+    settings: Settings,
+    server: ServerSettings,
+    phase: str,
+    values: Sequence[tuple[str, str]],
+    asked: Callable[[], object] | None = None,
 ) -> str:
-    """Run a phase that only reads, and return what it printed. Raises EsteiraError where there is no answer."""
+    """Run a phase that only reads, and return what it printed. Raises EsteiraError where there is no answer.
+
+    ``asked`` is called when nothing is left to do but to wait for the answer.
+    """
     if settings.lacks_login(server):
         raise EsteiraError(
             f"Server {server.name} was not read: neither a private key nor a password for it is set here "
@@ -255,7 +295,7 @@ def ask_server(
     text = command_text(phase, values)
     sudo_password = settings.sudo_password.get_secret_value() if settings.sudo_password else None
     stdin = standard_input(Payload(), sudo=server.sudo, sudo_password=sudo_password)
-    status, out, err = run_on(settings, server, text, stdin, timeout=READ_TIMEOUT, slow=SLOW)
+    status, out, err = run_on(settings, server, text, stdin, timeout=READ_TIMEOUT, slow=SLOW, asked=asked)
     if status != 0:
         raise EsteiraError(f"Server {server.name} cannot be read. {_cause(err or out)}")
     return out

@@ -10,7 +10,12 @@ read_server() {
 # Prints the lines of a reading: "serving", then "made" and "age", and all others in any order. Every docker command is a
 # process of its own, which takes longer than its answer: they run side by side, and each writes whole lines.
 list_what_runs() {
-  show_slot &
+  # As root the edge's files can be seen from here, once its process is known; docker exec takes longer than all else.
+  slot_shown=
+  if [ "$(id -u)" != 0 ]; then
+    show_slot &
+    slot_shown=yes
+  fi
   show_architecture &
   show_releases &
   releases_shown=$!
@@ -20,7 +25,10 @@ list_what_runs() {
     echo "$line"
     case $line in
       "made "*) tell_age "$line" ;;
-      "edge running "*) edge_runs=yes ;;
+      "edge running "*)
+        edge_runs=yes
+        [ -n "$slot_shown" ] || see_slot "${line##* }" || show_slot
+        ;;
     esac
   done <<END
 $(look_at_what_runs "$name" "$edge")
@@ -61,7 +69,7 @@ look_at_what_runs() {
   docker container inspect --format \
     "{{if eq .Name \"/$name\"}}serving {{.State.Status}} {{.RestartCount}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}} {{with index .Config.Labels \"esteira.owner\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.image\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.fingerprint\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.commit\"}}{{.}}{{else}}-{{end}} {{.State.StartedAt}}
 made {{.Id}} {{.Name}} {{.Config.Image}} {{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.State.Pid}}
-{{end}}{{if eq .Name \"/$edge\"}}edge {{.State.Status}} {{with index .Config.Labels \"esteira.edge\"}}{{.}}{{else}}-{{end}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}}
+{{end}}{{if eq .Name \"/$edge\"}}edge {{.State.Status}} {{with index .Config.Labels \"esteira.edge\"}}{{.}}{{else}}-{{end}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}} {{.State.Pid}}
 {{end}}{{if and .State.Running (eq (index .Config.Labels \"esteira.owner\") \"$owner\") (eq (index .Config.Labels \"esteira.role\") \"release\")}}running {{.Name}} {{range .NetworkSettings.Networks}}{{range .Aliases}}{{.}} {{end}}{{end}}
 {{end}}" \
     "$@" 2>/dev/null
@@ -69,12 +77,22 @@ made {{.Id}} {{.Name}} {{.Config.Image}} {{.HostConfig.Memory}} {{.HostConfig.Na
 
 # Prints the slot that the running edge points at, as "slot parasite-blue"; nothing where there is none.
 show_slot() {
-  docker exec "$edge" sh -c "
-    if [ ! -e '/edge/$name/site' ]; then :
-    elif [ -e '/dev/shm/$name-blue' ]; then echo slot $name-blue
-    elif [ -e '/dev/shm/$name-green' ] || [ -e '/edge/$name/green' ]; then echo slot $name-green
-    else echo slot $name-blue; fi" 2>/dev/null
+  docker exec "$edge" sh -c "$slot_of_files" sh "" "$name" 2>/dev/null
 }
+
+# Prints the same from outside, where the edge's process is $1; fails where its files cannot be seen.
+see_slot() {
+  edge_files=/proc/$1/root
+  [ -e "$edge_files/edge/$name/site" ] && sh -c "$slot_of_files" sh "$edge_files" "$name"
+}
+
+# The program of both: $1 stands before the edge's paths, $2 is the application.
+# shellcheck disable=SC2016 # for the shell that it is given to
+slot_of_files='
+  if [ ! -e "$1/edge/$2/site" ]; then :
+  elif [ -e "$1/dev/shm/$2-blue" ]; then echo "slot $2-blue"
+  elif [ -e "$1/dev/shm/$2-green" ] || [ -e "$1/edge/$2/green" ]; then echo "slot $2-green"
+  else echo "slot $2-blue"; fi'
 
 # Prints for how many seconds the process in $1, a line "made …", has been running: a container that is started again and
 # again never gets old.

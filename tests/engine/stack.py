@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import json
 import os
@@ -97,6 +98,8 @@ class Stack(Project):
         shutil.copytree(
             REPOSITORY / "components", root / "components", ignore=shutil.ignore_patterns("*.pyc.*")
         )
+        # As after a person's first run, also where this process's own environment forbids to write them.
+        compileall.compile_dir(root / "components", quiet=2)
         (root / ".venv").symlink_to(sys.prefix)
         (root / ".gitignore").write_text(".venv\n")
         state = root.parent / f"{root.name}-state"

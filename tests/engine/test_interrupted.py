@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from tests.engine.stack import Run, Stack, shows
-from tests.live.machines import Machine, wait_for
+from tests.live.machines import Machine, _descendants, wait_for
 
 
 def is_clean(machine: Machine) -> bool:
@@ -21,6 +24,15 @@ def is_clean(machine: Machine) -> bool:
 def quiet(run: Run) -> bool:
     """Tell whether a run showed nothing of Python's insides."""
     return not any(word in run.screen for word in ("Traceback", "KeyboardInterrupt", "asyncio", "grpc"))
+
+
+def program_runs(cli: int) -> bool:
+    """Tell whether the stack's program, below the CLI's process, is past its first lines."""
+    for pid in _descendants({cli}):
+        with contextlib.suppress(OSError):
+            if "pydantic_core" in Path(f"/proc/{pid}/maps").read_text():
+                return True
+    return False
 
 
 def candidate_runs(machine: Machine) -> bool:
@@ -42,15 +54,28 @@ class TestQuiet:
 
     def test_ctrl_c_at_any_moment(self, stack: Stack, one: Machine) -> None:
         served = one.answers(8888)
-        for tenth in (10, 20, 30, 40):
+        for tenths in (0, 2, 5, 10, 20, 30):
             stack.commit(boot_delay=2)
             process = stack.start("up", "--yes", "--skip-preview")
-            time.sleep(tenth / 10)
+            wait_for(partial(program_runs, process.pid), "the program", 60)
+            time.sleep(tenths / 10)
             stack.interrupt(process)
             run = stack.end(process)
             assert run.status != 0, run.screen
             assert quiet(run), run.screen
         assert one.answers(8888) == served
+
+    def test_ctrl_c_before_the_program_has_begun(self, stack: Stack, one: Machine) -> None:
+        """Then Python may still be loading Pulumi's own package, whose traceback nobody can keep from being shown."""
+        served = one.answers(8888)
+        for tenths in (0, 3, 6):
+            process = stack.start("up", "--yes", "--skip-preview")
+            time.sleep(tenths / 10)
+            stack.interrupt(process)
+            assert stack.end(process).status != 0
+        assert one.answers(8888) == served
+        stack.up().expect_good()
+        assert shows(one, stack.head)
 
     def test_a_failing_program(self, stack: Stack) -> None:
         run = stack.pulumi("preview", commit="0" * 40).expect_bad("has no image")

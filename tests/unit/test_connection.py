@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import socket
+from collections.abc import Iterator
 from typing import Any, cast
 
 import paramiko
@@ -20,6 +21,7 @@ from tests.unit.wrong_settings import ABSENT, HOST_KEY, changed, load, pkcs8_key
 
 NO_JUMP = (("servers/0/jumpHost", ABSENT), ("jumpPassword", ABSENT), ("jumpPrivateKey", ABSENT))
 NO_KEY = (("serverPrivateKey", ABSENT),)
+CONNECT = connection.connect_promptly
 OTHER_KEY = paramiko.PKey.from_type_string("ssh-ed25519", base64.b64decode(HOST_KEY.split()[1]))
 
 
@@ -146,6 +148,7 @@ def _clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeClient, "failures", {}, raising=False)
     monkeypatch.setattr(FakeClient, "made", [], raising=False)
     monkeypatch.setattr(paramiko, "SSHClient", FakeClient)
+    monkeypatch.setattr(connection, "connect_promptly", lambda host, port, timeout: (host, port, timeout))
 
 
 def connect(made: Settings) -> FakeClient:
@@ -194,6 +197,10 @@ class TestSshClient:
         client = connect(settings(*NO_JUMP, ("connectTimeout", 7)))
         waits = ("timeout", "banner_timeout", "auth_timeout", "channel_timeout")
         assert {client.options[wait] for wait in waits} == {7}
+
+    def test_where_it_connects_to(self) -> None:
+        client = connect(settings(*NO_JUMP, ("servers/0/port", 2222), ("connectTimeout", 7)))
+        assert client.options["sock"] == ("web.example.com", 2222, 7)
 
     def test_through_the_jump_host(self) -> None:
         client = connect(settings())
@@ -257,12 +264,6 @@ class TestFailures:
             (socket.gaierror(-2, "Name or service not known"), "its name cannot be resolved"),
             (ConnectionRefusedError(111, "Connection refused"), "connection refused"),
             (OSError(113, "No route to host"), "no route to host"),
-            (
-                paramiko.ssh_exception.NoValidConnectionsError(
-                    {("192.0.2.1", 22): ConnectionRefusedError(111, "Connection refused")}
-                ),
-                "connection refused",
-            ),
             (paramiko.SSHException("Error reading SSH protocol banner"), "Error reading SSH protocol banner"),
             (EOFError(), "EOFError"),
         ],
@@ -273,6 +274,41 @@ class TestFailures:
             f"The server web (web.example.com:22) does not answer: {reason} (waited at most 20 s)."
         )
         assert "host and port in esteira:servers" in message
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Give a port of this machine that answers."""
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made
+
+
+class TestPromptSocket:
+    """A name has several addresses, and not all of them need answer; small packets do not wait for each other."""
+
+    def addresses(self, monkeypatch: pytest.MonkeyPatch, *found: tuple[str, int]) -> None:
+        answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in found]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer)
+
+    def test_the_first_that_answers(self, monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> None:
+        port = listener.getsockname()[1]
+        self.addresses(monkeypatch, ("127.0.0.2", 1), ("127.0.0.1", port), ("127.0.0.3", 1))
+        with CONNECT("web.example.com", port, 5) as made:
+            assert made.getpeername() == ("127.0.0.1", port)
+
+    def test_none_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.addresses(monkeypatch, ("127.0.0.2", 1), ("127.0.0.3", 1))
+        with pytest.raises(ConnectionRefusedError):
+            CONNECT("web.example.com", 1, 5)
+
+    def test_nothing_is_kept_back(self, listener: socket.socket) -> None:
+        with CONNECT("127.0.0.1", listener.getsockname()[1], 5) as made:
+            assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert made.gettimeout() == 5
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.sendall(b"SSH-2.0-")
+                assert made.recv(100) == b"SSH-2.0-"
 
 
 class TestPrivateKey:

@@ -14,7 +14,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from components import image, reading
+from components import image, reading, registry
 from components.errors import EsteiraError
 from components.reading import Reading, parse_reading
 from components.registry import RegistryUnavailableError
@@ -68,14 +68,14 @@ class Checkout:
         self.exports: dict[str, Any] = {}
         monkeypatch.chdir(root)
         monkeypatch.setattr(pulumi, "get_root_directory", lambda: str(root))
-        monkeypatch.setattr(image, "from_settings", lambda _: KnownRegistry(self.tags))
+        monkeypatch.setattr(registry, "from_settings", lambda _: KnownRegistry(self.tags))
         monkeypatch.setattr(image, "check_docker", lambda _: None)
         monkeypatch.setattr(reading, "read_servers", self._read)
         monkeypatch.setattr(pulumi, "export", self.exports.__setitem__)
         monkeypatch.setattr(signal, "signal", lambda *_: None)
         monkeypatch.setattr(gc, "disable", lambda: None)
 
-    def _read(self, settings: Settings, owner: str) -> dict[str, Reading | EsteiraError]:
+    def _read(self, settings: Settings, owner: str, *_: object) -> dict[str, Reading | EsteiraError]:
         assert owner == f"esteira/{settings.stack}/parasite"
         return {
             server.name: self.readings.get(server.name, parse_reading(server.name, EMPTY))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,7 +18,9 @@ from components.reading import (
     READ_TIMEOUT,
     ContainerReading,
     Reading,
-    known_digests,
+    ServerDigests,
+    begin_reading,
+    digests_on_servers,
     parse_reading,
     read_server,
     read_servers,
@@ -311,20 +314,52 @@ class TestDifference:
         assert found.difference(**{**DECLARED, "edge": None}) is None
 
 
-class TestKnownDigests:
-    """While the registry is down the servers' own record supplies a kept release's digest."""
+class TestServerDigests:
+    """An image's own tag is written once: what the servers say of it, the registry need not be asked for."""
 
-    def test_by_tag_from_all_servers_that_could_be_read(self) -> None:
+    REPOSITORY = "registry.example.com/group/parasite"
+
+    def running(self, *readings: Reading | EsteiraError, tag: str = COMMIT) -> str | None:
+        found = digests_on_servers(dict(zip("abc", readings, strict=False)), self.REPOSITORY, tag)
+        return found.running
+
+    def test_kept_by_tag_from_all_servers_that_could_be_read(self) -> None:
         other = parse_reading("two", WHOLE.replace(OTHER, "77777777" * 5))
-        found = known_digests({"web": as_declared(), "two": other, "three": EsteiraError("down")})
-        assert found == {
+        readings: dict[str, Reading | EsteiraError] = {
+            "web": as_declared(),
+            "two": other,
+            "three": EsteiraError("down"),
+        }
+        assert digests_on_servers(readings, self.REPOSITORY, COMMIT).kept == {
             COMMIT: DIGEST,
             f"{OTHER}-dirty-0123": DIGEST.replace("ab", "cd"),
             f"{'77777777' * 5}-dirty-0123": DIGEST.replace("ab", "cd"),
         }
 
+    def test_what_all_of_them_run(self) -> None:
+        assert self.running(as_declared()) == DIGEST
+        assert self.running(as_declared(), as_declared()) == DIGEST
+
+    def test_another_tag(self) -> None:
+        assert self.running(as_declared(), tag=OTHER) is None
+        assert self.running(as_declared(), tag=f"{OTHER}-dirty-0123") is None, "it is kept, and does not run"
+
+    def test_not_all_of_them(self) -> None:
+        for other in (
+            EsteiraError("down"),
+            parse_reading("two", "esteira-reading 1\narch amd64\nend\n"),
+            parse_reading("two", WHOLE.replace(COMMIT, "77777777" * 5)),
+            parse_reading("two", WHOLE.replace(DIGEST, DIGEST.replace("ab", "ef"))),
+            parse_reading("two", WHOLE.replace(self.REPOSITORY, "registry.example.com/old/parasite")),
+            parse_reading("two", WHOLE.replace(f"{NEW_ID} running parasite ", f"{NEW_ID} exited parasite ")),
+            parse_reading("two", WHOLE.replace(f"made {NEW_ID}", f"made {OLD_ID}")),
+            parse_reading("two", WHOLE.replace(f"/parasite {IMAGE}", "/parasite nginx:latest")),
+        ):
+            assert self.running(as_declared(), other) is None
+            assert self.running(other, as_declared()) is None
+
     def test_nothing_is_known_of_nothing(self) -> None:
-        assert known_digests({}) == {}
+        assert digests_on_servers({}, self.REPOSITORY, COMMIT) == ServerDigests()
 
 
 def local(**changes: object) -> Settings:
@@ -466,7 +501,7 @@ class TestReadServers:
         settings = load(changed(("servers/1", more[0]), ("servers/2", more[1])))
         broken = EsteiraError("Server two is off.")
 
-        def read(_: object, server: Any, owner: str) -> Reading:
+        def read(_: object, server: Any, owner: str, *_rest: object) -> Reading:
             assert owner == OWNER
             if server.name == "two":
                 raise broken
@@ -476,3 +511,37 @@ class TestReadServers:
         found = read_servers(settings, OWNER)
         assert found == {"web": as_declared(), "two": broken, "three": as_declared()}
         assert list(found) == ["web", "two", "three"]
+
+    def test_begun_it_goes_on_once_all_servers_have_been_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        more = {"name": "two", "host": "two.example.com", "hostKey": HOST_KEY}
+        settings = load(changed(("servers/1", more)))
+        asked, may_answer = [], threading.Event()
+
+        def read(_: object, server: Any, owner: str, tell: Callable[[], object]) -> Reading:
+            assert owner == OWNER
+            asked.append(server.name)
+            tell()
+            assert may_answer.wait(20)
+            return as_declared()
+
+        monkeypatch.setattr(reading, "read_server", read)
+        begun = begin_reading(settings, OWNER)
+        assert sorted(asked) == ["two", "web"]
+        assert not begun.done()
+        may_answer.set()
+        assert begun.result(20) == {"web": as_declared(), "two": as_declared()}
+
+    @pytest.mark.parametrize("failure", [EsteiraError("Server web is off."), RuntimeError("a fault of ours")])
+    def test_begun_it_does_not_wait_for_one_that_cannot_be_asked(
+        self, monkeypatch: pytest.MonkeyPatch, failure: Exception
+    ) -> None:
+        def read(*_: object) -> Reading:
+            raise failure
+
+        monkeypatch.setattr(reading, "read_server", read)
+        begun = begin_reading(load(changed()), OWNER)
+        if isinstance(failure, EsteiraError):
+            assert begun.result(20) == {"web": failure}
+        else:
+            with pytest.raises(RuntimeError, match="a fault of ours"):
+                begun.result(20)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from components.remote import SERVER_FILES, Payload, compound, standard_input
+from components.remote import SERVER_FILES, Payload, standard_input
+from tests.unit.test_remote import unpacked
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "components/server"
@@ -22,6 +23,7 @@ PAYLOAD = Payload(
     secret_files={"/run/secrets/token": "x"},
 )
 WHOLE = standard_input(PAYLOAD)
+PROGRAM = unpacked(WHOLE)
 AS_ROOT = standard_input(Payload(), sudo=True, sudo_password="it's")
 SHELLS = (["dash", "-n"], ["busybox", "sh", "-n"], ["bash", "--posix", "-n"], ["sh", "-n"])
 FUNCTION = re.compile(r"^([a-z_]+)\(\) *[{(]", re.MULTILINE)
@@ -43,7 +45,7 @@ class TestShells:
     """A server's sh is dash, busybox or bash; the program is POSIX, so all of them parse it."""
 
     @pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
-    @pytest.mark.parametrize("text", [WHOLE, AS_ROOT], ids=["plain", "sudo"])
+    @pytest.mark.parametrize("text", [WHOLE, AS_ROOT, PROGRAM], ids=["plain", "sudo", "unpacked"])
     def test_it_is_parsed(self, shell: list[str], text: str) -> None:
         if shutil.which(shell[0]) is None:
             pytest.skip(f"there is no {shell[0]}")
@@ -67,19 +69,18 @@ class TestSent:
         """As bash prints them: their code with every quoted text and here-document, byte by byte."""
 
         def functions(text: str) -> str:
-            only = text.replace('main "$@"\nexit\n', "")
             done = subprocess.run(
                 ["bash", "-c", 'eval "$(cat)"; declare -f'],
-                input=only,
+                input=text,
                 capture_output=True,
                 text=True,
                 check=True,
             )
             return done.stdout
 
-        declared = functions(compound(PAYLOAD))
+        declared = functions("\n".join(FILES.values()))
         assert declared.count(" () \n{") > 100
-        assert functions(WHOLE) == declared
+        assert functions(PROGRAM) == declared
 
     def test_a_secret_that_looks_like_a_comment_is_kept(self) -> None:
         text = "\n\n# a key\n  # of two lines\n\n"
@@ -88,7 +89,7 @@ class TestSent:
 
     def test_its_size(self) -> None:
         """It is in the state, and in a command over SSH, some times a server."""
-        assert len(standard_input(Payload())) < 75_000
+        assert len(standard_input(Payload())) < 30_000
 
 
 class TestFunctions:
@@ -111,7 +112,7 @@ class TestFunctions:
     def test_none_is_left_over(self) -> None:
         names = {found for text in FILES.values() for found in FUNCTION.findall(text)}
         names |= {"export_secrets", "copy_secret_files"}
-        unused = {name for name in names if len(re.findall(rf"\b{name}\b", WHOLE)) < 2}
+        unused = {name for name in names if len(re.findall(rf"\b{name}\b", WHOLE + PROGRAM)) < 2}
         assert unused == set()
 
 
