@@ -133,18 +133,19 @@ class TestTemplate:
         stack.up().expect_unchanged()
 
 
+@pytest.fixture(scope="module")
+def plugin(package: Path) -> Path:
+    """Give the plugin as a program that the engine starts: its language host would install everything anew."""
+    folder = package.parent / "plugin"
+    folder.mkdir()
+    program = folder / "pulumi-resource-esteira"
+    program.write_text(f'#!/bin/sh\nexec {package}/bin/python {REPOSITORY}/plugin "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
 class TestOtherLanguages:
     """A program that has no package of ours gets the component from the plugin."""
-
-    @pytest.fixture(scope="class")
-    def plugin(self, package: Path) -> Path:
-        """Give the plugin as a program that the engine starts: its language host would install everything anew."""
-        folder = package.parent / "plugin"
-        folder.mkdir()
-        program = folder / "pulumi-resource-esteira"
-        program.write_text(f'#!/bin/sh\nexec {package}/bin/python {REPOSITORY}/plugin "$@"\n')
-        program.chmod(0o755)
-        return program
 
     def test_the_schema_is_generated(self, plugin: Path) -> None:
         done = subprocess.run(

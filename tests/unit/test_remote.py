@@ -226,6 +226,13 @@ class TestPacked:
         digest = hashlib.sha256(packed.encode()).hexdigest()
         assert digest == PACKED_DIGEST, "another packer, or other settings of it: say so in the changelog"
 
+    @pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+    def test_every_shell_unpacks_the_whole_program(self, shell: list[str], tmp_path: Path) -> None:
+        """It ends with its own sentence for a phase that it does not know, so it was read to its last line."""
+        program(tmp_path, "docker", "#!/bin/sh\necho true id\n")
+        done = run(shlex.join([*shell, "-s", "--", "nothing"]), standard_input(Payload()), tmp_path)
+        assert (done.returncode, done.stderr) == (1, "error: The server does not know the phase nothing.\n")
+
     @pytest.mark.usefixtures("_small_program")
     @pytest.mark.parametrize("missing", ["base64", "gzip"])
     def test_a_server_that_cannot_unpack_it(self, missing: str, tmp_path: Path) -> None:
