@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cli import testing
+from cli import engine, testing
 from tests.side_by_side import FOLDER, HEAVY, arrange, group
 
 ROOT = FOLDER.parent
@@ -70,6 +70,7 @@ class TestCommand:
         monkeypatch.setenv(testing.PROCESSES, said)
         monkeypatch.setattr(testing, "_prepare_live", lambda _: "not here")
         monkeypatch.setattr(testing, "is_required", lambda: False)
+        monkeypatch.setattr(engine, "find", lambda *_, **__: engine.Missing("not here"))
 
         def run(argv: list[str], **_: object) -> SimpleNamespace:
             asked.append(argv)
