@@ -8,7 +8,7 @@ end_quietly()
 leave_garbage()
 
 from components.arguments import owner_of
-from components.reading import begin_reading, digests_on_servers
+from components.reading import BegunReading, digests_on_servers
 from components.settings import Settings, from_pulumi, image_name
 from components.source import inspect
 
@@ -23,8 +23,9 @@ with told_to_the_engine():
         declare_gitlab(settings)
 
     if isinstance(settings, Settings):
+        reading = BegunReading(settings, owner_of(settings))
         source = inspect(settings)
-        reading = begin_reading(settings, owner_of(settings))
+        reading.wait_until_asked()
         # While the servers answer: what declares the resources takes about as long to load.
         from components.deployment import Deployment, addresses
         from components.image import Image, image_args
@@ -33,7 +34,6 @@ with told_to_the_engine():
         readings = reading.result()
         on_servers = digests_on_servers(readings, image_name(settings), source.tag)
         name = "app"  # not the container's: a renamed one would be created before the old one gives its port back
-
         image = Image(name, image_args(settings, source, on_servers=on_servers))
         deployment = Deployment(
             name,

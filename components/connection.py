@@ -16,10 +16,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import paramiko
 import pulumi
 
 from .errors import EsteiraError
+from .ssh_library import paramiko
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

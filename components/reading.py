@@ -6,7 +6,7 @@ nothing and takes no lock.
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Semaphore
@@ -240,20 +240,28 @@ def read_servers(
         )
 
 
-def begin_reading(settings: Settings, owner: str) -> Future[dict[str, Reading | EsteiraError]]:
-    """Begin to read all servers; the result is what `read_servers` returns, once they have answered.
+class BegunReading:
+    """All servers being read, while the program goes on."""
 
-    It returns when all of them have been asked: until then there is a handshake to compute, which takes more than twice
-    as long beside something else that computes in Python.
-    """
-    asked = Semaphore(0)
-    with_one = ThreadPoolExecutor(max_workers=1)
-    begun = with_one.submit(read_servers, settings, owner, asked.release)
-    begun.add_done_callback(lambda _: asked.release(len(settings.servers)))
-    with_one.shutdown(wait=False)
-    for _ in settings.servers:
-        asked.acquire()
-    return begun
+    def __init__(self, settings: Settings, owner: str) -> None:
+        self._asked, self._servers = Semaphore(0), len(settings.servers)
+        with_one = ThreadPoolExecutor(max_workers=1)
+        self._found = with_one.submit(read_servers, settings, owner, self._asked.release)
+        self._found.add_done_callback(lambda _: self._asked.release(self._servers))
+        with_one.shutdown(wait=False)
+
+    def wait_until_asked(self) -> None:
+        """Wait until nothing is left to do but to wait for the answers.
+
+        Until then there are handshakes to compute, which take more than twice as long beside something else that
+        computes in Python.
+        """
+        for _ in range(self._servers):
+            self._asked.acquire()
+
+    def result(self) -> dict[str, Reading | EsteiraError]:
+        """Return what `read_servers` does, once all servers have answered."""
+        return self._found.result()
 
 
 def read_server(

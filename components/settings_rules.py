@@ -23,9 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import paramiko
 from cryptography.hazmat.primitives import serialization
 from pydantic import SecretStr
+
+from .ssh_library import paramiko
 
 T = TypeVar("T")
 Key = tuple[str | int, ...]

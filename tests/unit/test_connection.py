@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import paramiko
@@ -281,6 +284,15 @@ def listener() -> Iterator[socket.socket]:
     """Give a port of this machine that answers."""
     with socket.create_server(("127.0.0.1", 0)) as made:
         yield made
+
+
+def test_paramiko_is_loaded_without_what_is_not_used() -> None:
+    """Nobody else is kept from it: it can be loaded afterwards."""
+    program = (
+        "import sys, components.connection as c; assert c.paramiko.SSHClient; assert 'invoke' not in sys.modules\n"
+        "import invoke; assert invoke.run"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(connection.__file__).parents[1])
 
 
 class TestPromptSocket:

@@ -16,10 +16,10 @@ from components import connection, reading
 from components.errors import EsteiraError
 from components.reading import (
     READ_TIMEOUT,
+    BegunReading,
     ContainerReading,
     Reading,
     ServerDigests,
-    begin_reading,
     digests_on_servers,
     parse_reading,
     read_server,
@@ -525,11 +525,11 @@ class TestReadServers:
             return as_declared()
 
         monkeypatch.setattr(reading, "read_server", read)
-        begun = begin_reading(settings, OWNER)
+        begun = BegunReading(settings, OWNER)
+        begun.wait_until_asked()
         assert sorted(asked) == ["two", "web"]
-        assert not begun.done()
         may_answer.set()
-        assert begun.result(20) == {"web": as_declared(), "two": as_declared()}
+        assert begun.result() == {"web": as_declared(), "two": as_declared()}
 
     @pytest.mark.parametrize("failure", [EsteiraError("Server web is off."), RuntimeError("a fault of ours")])
     def test_begun_it_does_not_wait_for_one_that_cannot_be_asked(
@@ -539,9 +539,10 @@ class TestReadServers:
             raise failure
 
         monkeypatch.setattr(reading, "read_server", read)
-        begun = begin_reading(load(changed()), OWNER)
+        begun = BegunReading(load(changed()), OWNER)
+        begun.wait_until_asked()
         if isinstance(failure, EsteiraError):
-            assert begun.result(20) == {"web": failure}
+            assert begun.result() == {"web": failure}
         else:
             with pytest.raises(RuntimeError, match="a fault of ours"):
-                begun.result(20)
+                begun.result()
