@@ -8,8 +8,8 @@ end_quietly()
 leave_garbage()
 
 from components.arguments import owner_of
-from components.reading import BegunReading, digests_on_servers
-from components.settings import Settings, from_pulumi, image_name
+from components.reading import BegunReading, known_digests
+from components.settings import Settings, from_pulumi
 from components.source import inspect
 
 with told_to_the_engine():
@@ -32,9 +32,8 @@ with told_to_the_engine():
         from components.release import Release, release_args
 
         readings = reading.result()
-        on_servers = digests_on_servers(readings, image_name(settings), source.tag)
         name = "app"  # not the container's: a renamed one would be created before the old one gives its port back
-        image = Image(name, image_args(settings, source, on_servers=on_servers))
+        image = Image(name, image_args(settings, source, known_digests=known_digests(readings)))
         deployment = Deployment(
             name,
             {

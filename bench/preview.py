@@ -65,7 +65,7 @@ def _preview(servers: int) -> int:
     import pulumi  # noqa: PLC0415
     from pulumi.runtime import mocks  # noqa: PLC0415
 
-    from components import reading, registry  # noqa: PLC0415
+    from components import image, reading  # noqa: PLC0415
     from components.settings import Settings  # noqa: PLC0415
 
     class Nothing(mocks.Mocks):
@@ -97,7 +97,7 @@ def _preview(servers: int) -> int:
         )
         return {server.name: reading.Reading("amd64", other, (other,)) for server in settings.servers}
 
-    vars(registry)["from_settings"] = lambda _: Registry()
+    vars(image)["from_settings"] = lambda _: Registry()
     vars(reading)["read_servers"] = read
     values = {**configuration(servers), "registryPassword": "x", "serverPassword": "x"}
     pulumi.runtime.set_all_config(

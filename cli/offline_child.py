@@ -108,8 +108,7 @@ def _cut_off() -> None:
         return {server.name: reading.parse_reading(server.name, _EMPTY_SERVER) for server in settings.servers}
 
     _replace("components.reading", "read_servers", read_servers)
-    # Before components.image is there: some versions of it take the name from there while they are loaded.
-    _replace("components.registry", "from_settings", _Registry)
+    _replace("components.image", "from_settings", _Registry)
     _replace("components.image", "check_docker", lambda *_: None)
     _replace("components.gitlab_access", "check_access", lambda *_: None)
 

@@ -15,9 +15,9 @@ from .arguments import owner_of
 from .deployment import Deployment, addresses
 from .errors import EsteiraError
 from .image import Image, image_args
-from .reading import digests_on_servers, read_servers
+from .reading import known_digests, read_servers
 from .release import Release, release_args
-from .settings import Settings, from_pulumi, image_name
+from .settings import Settings, from_pulumi
 from .source import inspect
 
 
@@ -54,8 +54,7 @@ class Application(pulumi.ComponentResource):
         source = inspect(settings)
         readings = read_servers(settings, owner_of(settings))
         child = pulumi.ResourceOptions(parent=self)
-        on_servers = digests_on_servers(readings, image_name(settings), source.tag)
-        image = Image(name, image_args(settings, source, on_servers=on_servers), child)
+        image = Image(name, image_args(settings, source, known_digests=known_digests(readings)), child)
         deployment = Deployment(
             name,
             {

@@ -17,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from .errors import EsteiraError
+from .registry import of_step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,8 +45,6 @@ def decide(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> None:
     Raises:
         EsteiraError: the arguments make no sense.
     """
-    from .registry import of_step  # noqa: PLC0415 - a run without a change asks no registry, and its client takes long to load
-
     repository, *rest = argv or [""]
     options = dict(part.partition("=")[::2] for part in rest)
     try:

@@ -18,20 +18,17 @@ import platform
 import posixpath
 import socket
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import pulumi
 import pulumi_docker
 
 from .errors import EsteiraError
-from .reading import ServerDigests
+from .registry import Registry, RegistryUnavailableError, from_settings
 from .release import TagArgs, tag_args, tag_command
 from .settings import Settings, image_name
 from .source import Source
 from .tagging import digest_in
-
-if TYPE_CHECKING:
-    from .registry import Registry
 
 _PLATFORM_HERE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}.get(platform.machine())
 
@@ -146,26 +143,23 @@ def image_args(
     settings: Settings,
     source: Source,
     *,
-    on_servers: ServerDigests | None = None,
-    registry: "Registry | None" = None,
+    known_digests: Mapping[str, str] | None = None,
+    registry: Registry | None = None,
 ) -> ImageArgs:
     """Look the image up and return what an `Image` declares.
 
     Args:
         settings: the stack's settings.
         source: what `components.source.inspect` found.
-        on_servers: what the servers know of images. Where all of them run the image's own tag already, the registry is
-            not asked: that tag is never written again. The releases that they keep are used while it cannot be reached.
+        known_digests: commit to digest, as the servers keep it: used when the registry cannot be reached.
         registry: the registry to ask; by default the one that the settings name.
 
     Raises:
         ImageError: it is not built here, and the registry has none or has it for other platforms.
         RegistryError: the registry cannot be asked.
     """
-    known = on_servers or ServerDigests()
-    found, silent = known.running, False
-    if found is None or settings.image.platform is not None:
-        found, silent = _look_up(settings, source, registry, known.kept)
+    client = registry or from_settings(settings)
+    found, silent = _look_up(settings, source, client, known_digests or {})
     if source.build:
         if (
             pulumi.Config("docker").get("host") is None
@@ -179,7 +173,7 @@ def image_args(
             else f"Check it out (`git checkout {source.commit[:12]}`) and run `pulumi up`"
         )
         raise ImageError(
-            f"Commit {source.commit} has no image in {image_name(settings)}, and none is built because "
+            f"Commit {source.commit} has no image in {client.name}, and none is built because "
             f"{source.reason}. {how}; or deploy a commit whose image is there."
         )
     return {
@@ -213,18 +207,15 @@ def _build_args(settings: Settings, source: Source) -> BuildArgs:
 
 
 def _look_up(
-    settings: Settings, source: Source, registry: "Registry | None", kept: Mapping[str, str]
+    settings: Settings, source: Source, client: Registry, known_digests: Mapping[str, str]
 ) -> tuple[str | None, bool]:
     """Return the digest of the image's own tag, None where it has none; and whether the registry could not say so."""
-    from .registry import RegistryUnavailableError, from_settings  # noqa: PLC0415 - a run without a change asks no registry, and its client takes long to load
-
-    client = registry or from_settings(settings)
     try:
         found = client.digest(source.tag)
         if found is not None and settings.image.platform is not None:
             _check_platform(settings.image.platform, client.platforms(found), f"{client.name}:{source.tag}")
     except RegistryUnavailableError as error:
-        known = kept.get(source.tag)
+        known = known_digests.get(source.tag)
         if known is None:
             raise
         pulumi.log.warn(f"{error} The servers' own record has the digest of {source.tag[:12]}; it is used.")

@@ -192,32 +192,14 @@ class Reading:
         return None
 
 
-@dataclass(frozen=True)
-class ServerDigests:
-    """What the servers' own record says of images, whose tags are written once and never again."""
-
-    running: str | None = None
-    """The digest that all servers run under the wanted tag, ``sha256:…``; None where not all of them do."""
-    kept: Mapping[str, str] = field(default_factory=dict)
-    """Tag to ``sha256:…`` of all releases that they keep: what is known while the registry is down."""
-
-
-def digests_on_servers(
-    readings: Mapping[str, Reading | EsteiraError], repository: str, tag: str
-) -> ServerDigests:
-    """Return what the servers know of the images in a repository, ``registry.example/group/parasite``."""
-    kept: dict[str, str] = {}
-    running: set[str | None] = set()
-    for reading in readings.values():
-        serving, runs = reading.serving if isinstance(reading, Reading) else None, None
-        for release in reading.releases if isinstance(reading, Reading) else ():
-            name, _, kept[release.tag] = release.image.rpartition("@")
-            if serving is not None and (release.id, release.state) == (serving.id, "running"):
-                # A label alone is not believed here.
-                as_it_says = serving.runs_image == release.image
-                runs = kept[tag] if as_it_says and (name, release.tag) == (repository, tag) else None
-        running.add(runs)
-    return ServerDigests(running.pop() if len(running) == 1 else None, kept)
+def known_digests(readings: Mapping[str, Reading | EsteiraError]) -> dict[str, str]:
+    """Return tag to ``sha256:…`` for all releases that the servers keep: what is known while the registry is down."""
+    return {
+        release.tag: release.image.rpartition("@")[2]
+        for reading in readings.values()
+        if isinstance(reading, Reading)
+        for release in reading.releases
+    }
 
 
 def read_servers(

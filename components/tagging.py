@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from .errors import EsteiraError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from .registry import Copied
+from .registry import Copied, RegistryUnavailableError, of_step
 
 
 def point_tag(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Copied:
@@ -32,8 +28,6 @@ def point_tag(argv: Sequence[str], stdin: str, environ: Mapping[str, str]) -> Co
     Raises:
         EsteiraError: the arguments make no sense, or the registry did not do it.
     """
-    from .registry import Copied, RegistryUnavailableError, of_step  # noqa: PLC0415 - a run without a change asks no registry, and its client takes long to load
-
     repository, options = _options(argv)
     try:
         given = json.loads(stdin)

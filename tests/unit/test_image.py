@@ -12,7 +12,6 @@ import pytest
 
 from components import image as module
 from components.image import Image, ImageError, check_docker, image_args
-from components.reading import ServerDigests
 from components.registry import Registry, RegistryError, RegistryUnavailableError
 from components.source import Source
 from tests.unit.declared import Declared, declare
@@ -177,7 +176,7 @@ class TestLookUp:
         with pytest.raises(ImageError) as caught:
             image_args(make_settings(tmp_path), source(build=False), registry=client(fake))
         message = str(caught.value)
-        assert f"Commit {COMMIT} has no image in 127.0.0.1:5000/group/parasite" in message
+        assert f"Commit {COMMIT} has no image in {fake.server}/g/p" in message
         assert "because of a reason" in message
         assert "git checkout" in message
 
@@ -185,34 +184,18 @@ class TestLookUp:
         with pytest.raises(ImageError, match="on the stack that builds it first"):
             image_args(make_settings(tmp_path, promote=True), source(build=False), registry=client(fake))
 
-    def test_what_all_servers_run_is_not_asked_for(self, tmp_path: Path) -> None:
-        """A run without a change needs no registry: nobody may write that tag again."""
-        known = ServerDigests(running=BUILT)
-        args = image_args(
-            make_settings(tmp_path), source(build=False), on_servers=known, registry=NoRegistry()
-        )
-        assert (args["found"], args["registry_silent"]) == (BUILT, False)
-
-    def test_a_declared_platform_is_asked_for_all_the_same(self, tmp_path: Path) -> None:
-        made = make_settings(tmp_path, platform="linux/arm64")
-        with pytest.raises(RegistryUnavailableError):
-            image_args(
-                made, source(build=False), on_servers=ServerDigests(running=BUILT), registry=NoRegistry()
-            )
-
     def test_the_servers_record_when_the_registry_is_down(self, tmp_path: Path) -> None:
         args = image_args(
-            make_settings(tmp_path),
-            source(build=False),
-            on_servers=ServerDigests(kept={COMMIT: BUILT}),
-            registry=NoRegistry(),
+            make_settings(tmp_path), source(build=False), known_digests={COMMIT: BUILT}, registry=NoRegistry()
         )
         assert args["found"] == BUILT
 
     def test_the_record_of_other_commits_is_no_help(self, tmp_path: Path) -> None:
-        known = ServerDigests(kept={"0" * 40: BUILT})
+        known = {"0" * 40: BUILT}
         with pytest.raises(RegistryUnavailableError):
-            image_args(make_settings(tmp_path), source(build=False), on_servers=known, registry=NoRegistry())
+            image_args(
+                make_settings(tmp_path), source(build=False), known_digests=known, registry=NoRegistry()
+            )
 
     def test_a_wrong_password_is_no_reason_to_use_the_record(
         self, tmp_path: Path, fake: FakeRegistry
@@ -220,10 +203,7 @@ class TestLookUp:
         wrong = Registry(fake.server, "g/p", USER, "MARKER-wrong", plain_http=True)
         with pytest.raises(RegistryError, match="refuses the password"):
             image_args(
-                make_settings(tmp_path),
-                source(build=False),
-                on_servers=ServerDigests(kept={COMMIT: BUILT}),
-                registry=wrong,
+                make_settings(tmp_path), source(build=False), known_digests={COMMIT: BUILT}, registry=wrong
             )
 
     @pytest.mark.parametrize(

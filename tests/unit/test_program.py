@@ -14,7 +14,7 @@ from typing import Any
 import pulumi
 import pytest
 
-from components import image, reading, registry
+from components import image, reading
 from components.errors import EsteiraError
 from components.reading import Reading, parse_reading
 from components.registry import RegistryUnavailableError
@@ -68,7 +68,7 @@ class Checkout:
         self.exports: dict[str, Any] = {}
         monkeypatch.chdir(root)
         monkeypatch.setattr(pulumi, "get_root_directory", lambda: str(root))
-        monkeypatch.setattr(registry, "from_settings", lambda _: KnownRegistry(self.tags))
+        monkeypatch.setattr(image, "from_settings", lambda _: KnownRegistry(self.tags))
         monkeypatch.setattr(image, "check_docker", lambda _: None)
         monkeypatch.setattr(reading, "read_servers", self._read)
         monkeypatch.setattr(pulumi, "export", self.exports.__setitem__)

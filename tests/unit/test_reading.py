@@ -19,8 +19,7 @@ from components.reading import (
     BegunReading,
     ContainerReading,
     Reading,
-    ServerDigests,
-    digests_on_servers,
+    known_digests,
     parse_reading,
     read_server,
     read_servers,
@@ -314,52 +313,20 @@ class TestDifference:
         assert found.difference(**{**DECLARED, "edge": None}) is None
 
 
-class TestServerDigests:
-    """An image's own tag is written once: what the servers say of it, the registry need not be asked for."""
+class TestKnownDigests:
+    """While the registry is down the servers' own record supplies a kept release's digest."""
 
-    REPOSITORY = "registry.example.com/group/parasite"
-
-    def running(self, *readings: Reading | EsteiraError, tag: str = COMMIT) -> str | None:
-        found = digests_on_servers(dict(zip("abc", readings, strict=False)), self.REPOSITORY, tag)
-        return found.running
-
-    def test_kept_by_tag_from_all_servers_that_could_be_read(self) -> None:
+    def test_by_tag_from_all_servers_that_could_be_read(self) -> None:
         other = parse_reading("two", WHOLE.replace(OTHER, "77777777" * 5))
-        readings: dict[str, Reading | EsteiraError] = {
-            "web": as_declared(),
-            "two": other,
-            "three": EsteiraError("down"),
-        }
-        assert digests_on_servers(readings, self.REPOSITORY, COMMIT).kept == {
+        found = known_digests({"web": as_declared(), "two": other, "three": EsteiraError("down")})
+        assert found == {
             COMMIT: DIGEST,
             f"{OTHER}-dirty-0123": DIGEST.replace("ab", "cd"),
             f"{'77777777' * 5}-dirty-0123": DIGEST.replace("ab", "cd"),
         }
 
-    def test_what_all_of_them_run(self) -> None:
-        assert self.running(as_declared()) == DIGEST
-        assert self.running(as_declared(), as_declared()) == DIGEST
-
-    def test_another_tag(self) -> None:
-        assert self.running(as_declared(), tag=OTHER) is None
-        assert self.running(as_declared(), tag=f"{OTHER}-dirty-0123") is None, "it is kept, and does not run"
-
-    def test_not_all_of_them(self) -> None:
-        for other in (
-            EsteiraError("down"),
-            parse_reading("two", "esteira-reading 1\narch amd64\nend\n"),
-            parse_reading("two", WHOLE.replace(COMMIT, "77777777" * 5)),
-            parse_reading("two", WHOLE.replace(DIGEST, DIGEST.replace("ab", "ef"))),
-            parse_reading("two", WHOLE.replace(self.REPOSITORY, "registry.example.com/old/parasite")),
-            parse_reading("two", WHOLE.replace(f"{NEW_ID} running parasite ", f"{NEW_ID} exited parasite ")),
-            parse_reading("two", WHOLE.replace(f"made {NEW_ID}", f"made {OLD_ID}")),
-            parse_reading("two", WHOLE.replace(f"/parasite {IMAGE}", "/parasite nginx:latest")),
-        ):
-            assert self.running(as_declared(), other) is None
-            assert self.running(other, as_declared()) is None
-
     def test_nothing_is_known_of_nothing(self) -> None:
-        assert digests_on_servers({}, self.REPOSITORY, COMMIT) == ServerDigests()
+        assert known_digests({}) == {}
 
 
 def local(**changes: object) -> Settings:
