@@ -8,7 +8,7 @@ end_quietly()
 leave_garbage()
 
 from components.arguments import owner_of
-from components.reading import BegunReading, known_digests
+from components.reading import BegunReading
 from components.settings import Settings, from_pulumi
 from components.source import inspect
 
@@ -26,14 +26,15 @@ with told_to_the_engine():
         reading = BegunReading(settings, owner_of(settings))
         source = inspect(settings)
         reading.wait_until_asked()
-        # While the servers answer: what declares the resources takes about as long to load.
+        # While the servers answer: loading what declares the resources and asking the registry take about as long.
         from components.deployment import Deployment, addresses
         from components.image import Image, image_args
         from components.release import Release, release_args
 
-        readings = reading.result()
         name = "app"  # not the container's: a renamed one would be created before the old one gives its port back
-        image = Image(name, image_args(settings, source, known_digests=known_digests(readings)))
+        args_of_image = image_args(settings, source, known_digests=reading.known_digests)
+        readings = reading.result()
+        image = Image(name, args_of_image)
         deployment = Deployment(
             name,
             {

@@ -15,7 +15,7 @@ from .arguments import owner_of
 from .deployment import Deployment, addresses
 from .errors import EsteiraError
 from .image import Image, image_args
-from .reading import known_digests, read_servers
+from .reading import known_digests, read_servers, refuse_unread
 from .release import Release, release_args
 from .settings import Settings, from_pulumi
 from .source import inspect
@@ -52,9 +52,10 @@ class Application(pulumi.ComponentResource):
                 "This stack names gitlab and no application; an Application has nothing to declare."
             )
         source = inspect(settings)
-        readings = read_servers(settings, owner_of(settings))
+        readings = refuse_unread(read_servers(settings, owner_of(settings)))
         child = pulumi.ResourceOptions(parent=self)
-        image = Image(name, image_args(settings, source, known_digests=known_digests(readings)), child)
+        args_of_image = image_args(settings, source, known_digests=lambda: known_digests(readings))
+        image = Image(name, args_of_image, child)
         deployment = Deployment(
             name,
             {

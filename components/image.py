@@ -17,7 +17,7 @@ import os
 import platform
 import posixpath
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypedDict
 
 import pulumi
@@ -143,7 +143,7 @@ def image_args(
     settings: Settings,
     source: Source,
     *,
-    known_digests: Mapping[str, str] | None = None,
+    known_digests: Callable[[], Mapping[str, str]] = dict,
     registry: Registry | None = None,
 ) -> ImageArgs:
     """Look the image up and return what an `Image` declares.
@@ -151,7 +151,7 @@ def image_args(
     Args:
         settings: the stack's settings.
         source: what `components.source.inspect` found.
-        known_digests: commit to digest, as the servers keep it: used when the registry cannot be reached.
+        known_digests: returns commit to digest, as the servers keep it: asked when the registry cannot be reached.
         registry: the registry to ask; by default the one that the settings name.
 
     Raises:
@@ -159,7 +159,7 @@ def image_args(
         RegistryError: the registry cannot be asked.
     """
     client = registry or from_settings(settings)
-    found, silent = _look_up(settings, source, client, known_digests or {})
+    found, silent = _look_up(settings, source, client, known_digests)
     if source.build:
         if (
             pulumi.Config("docker").get("host") is None
@@ -207,7 +207,7 @@ def _build_args(settings: Settings, source: Source) -> BuildArgs:
 
 
 def _look_up(
-    settings: Settings, source: Source, client: Registry, known_digests: Mapping[str, str]
+    settings: Settings, source: Source, client: Registry, known_digests: Callable[[], Mapping[str, str]]
 ) -> tuple[str | None, bool]:
     """Return the digest of the image's own tag, None where it has none; and whether the registry could not say so."""
     try:
@@ -215,7 +215,7 @@ def _look_up(
         if found is not None and settings.image.platform is not None:
             _check_platform(settings.image.platform, client.platforms(found), f"{client.name}:{source.tag}")
     except RegistryUnavailableError as error:
-        known = known_digests.get(source.tag)
+        known = known_digests().get(source.tag)
         if known is None:
             raise
         pulumi.log.warn(f"{error} The servers' own record has the digest of {source.tag[:12]}; it is used.")

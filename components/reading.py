@@ -6,11 +6,13 @@ nothing and takes no lock.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from threading import Semaphore
-from typing import TYPE_CHECKING
+from threading import Semaphore, Thread
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pulumi
 
 from .connection import run_on
 from .errors import EsteiraError
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
     from .settings import ServerSettings, Settings
 
+_Found = TypeVar("_Found")
+
+AT_ONCE = 32
+"""Servers that are read at the same time."""
 READ_TIMEOUT = 30.0
 """Seconds that a connected server may take to answer a reading."""
 SLOW = "has not answered the reading within {timeout:g} s. Look at its load and at its Docker daemon: docker info"
@@ -209,17 +215,17 @@ def read_servers(
 
     ``asked`` is called for each server that was reached, when nothing is left to do but to wait for its answer.
     """
+    turns = Semaphore(AT_ONCE)
 
     def read(server: ServerSettings) -> Reading | EsteiraError:
-        try:
-            return read_server(settings, server, owner, asked)
-        except EsteiraError as error:
-            return error
+        with turns:
+            try:
+                return read_server(settings, server, owner, asked)
+            except EsteiraError as error:
+                return error
 
-    with ThreadPoolExecutor(max_workers=min(32, len(settings.servers) or 1)) as pool:
-        return dict(
-            zip((server.name for server in settings.servers), pool.map(read, settings.servers), strict=True)
-        )
+    begun = {server.name: _begin(read, server) for server in settings.servers}
+    return {name: reading.result() for name, reading in begun.items()}
 
 
 class BegunReading:
@@ -227,10 +233,8 @@ class BegunReading:
 
     def __init__(self, settings: Settings, owner: str) -> None:
         self._asked, self._servers = Semaphore(0), len(settings.servers)
-        with_one = ThreadPoolExecutor(max_workers=1)
-        self._found = with_one.submit(read_servers, settings, owner, self._asked.release)
+        self._found = _begin(read_servers, settings, owner, self._asked.release)
         self._found.add_done_callback(lambda _: self._asked.release(self._servers))
-        with_one.shutdown(wait=False)
 
     def wait_until_asked(self) -> None:
         """Wait until nothing is left to do but to wait for the answers.
@@ -242,8 +246,42 @@ class BegunReading:
             self._asked.acquire()
 
     def result(self) -> dict[str, Reading | EsteiraError]:
-        """Return what `read_servers` does, once all servers have answered."""
-        return self._found.result()
+        """Return what `read_servers` does, once all servers have answered; as `refuse_unread` does."""
+        return refuse_unread(self._found.result())
+
+    def known_digests(self) -> dict[str, str]:
+        """Return what `known_digests` does, once all servers have answered."""
+        return known_digests(self._found.result())
+
+
+def refuse_unread(readings: dict[str, Reading | EsteiraError]) -> dict[str, Reading | EsteiraError]:
+    """Return the readings that the program goes on with.
+
+    Raises EsteiraError in an update where a server could not be read: before the image is declared, so that none is
+    built that cannot be deployed. A preview goes on, and says what it does not know.
+    """
+    failures = [str(reading) for reading in readings.values() if isinstance(reading, EsteiraError)]
+    if failures and not pulumi.runtime.is_dry_run():
+        raise EsteiraError("\n".join(failures))
+    return readings
+
+
+def _begin(work: Callable[..., _Found], *arguments: Any) -> Future[_Found]:
+    """Let a thread do it that no end of the program waits for.
+
+    Where the commit cannot be deployed anyway, the run is not to last until a server that is gone would have answered;
+    Python waits for an executor's threads.
+    """
+    result: Future[_Found] = Future()
+
+    def do() -> None:
+        try:
+            result.set_result(work(*arguments))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            result.set_exception(error)
+
+    Thread(target=do, daemon=True).start()
+    return result
 
 
 def read_server(

@@ -186,7 +186,10 @@ class TestLookUp:
 
     def test_the_servers_record_when_the_registry_is_down(self, tmp_path: Path) -> None:
         args = image_args(
-            make_settings(tmp_path), source(build=False), known_digests={COMMIT: BUILT}, registry=NoRegistry()
+            make_settings(tmp_path),
+            source(build=False),
+            known_digests=lambda: {COMMIT: BUILT},
+            registry=NoRegistry(),
         )
         assert args["found"] == BUILT
 
@@ -194,7 +197,10 @@ class TestLookUp:
         known = {"0" * 40: BUILT}
         with pytest.raises(RegistryUnavailableError):
             image_args(
-                make_settings(tmp_path), source(build=False), known_digests=known, registry=NoRegistry()
+                make_settings(tmp_path),
+                source(build=False),
+                known_digests=lambda: known,
+                registry=NoRegistry(),
             )
 
     def test_a_wrong_password_is_no_reason_to_use_the_record(
@@ -203,7 +209,10 @@ class TestLookUp:
         wrong = Registry(fake.server, "g/p", USER, "MARKER-wrong", plain_http=True)
         with pytest.raises(RegistryError, match="refuses the password"):
             image_args(
-                make_settings(tmp_path), source(build=False), known_digests={COMMIT: BUILT}, registry=wrong
+                make_settings(tmp_path),
+                source(build=False),
+                known_digests=lambda: {COMMIT: BUILT},
+                registry=wrong,
             )
 
     @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pulumi
 import pytest
@@ -290,8 +291,13 @@ class TestFailures:
 
     def test_an_unreadable_server(self, checkout: Checkout) -> None:
         checkout.readings = {"staging": EsteiraError("Server staging does not answer.")}
-        with pytest.raises(EsteiraError, match="Server staging does not answer"):
+        made: list[object] = []
+        with (
+            pytest.raises(EsteiraError, match="Server staging does not answer"),
+            patch.object(image.Image, "__init__", lambda *args, **_: made.append(args)),
+        ):
             checkout.run("staging")
+        assert not made, "an image that cannot be deployed is not built"
         exports, _ = checkout.run("staging", preview=True)
         assert exports["commit"] == checkout.commit
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pulumi
 import pytest
 
 from components import connection, reading
@@ -23,6 +27,7 @@ from components.reading import (
     parse_reading,
     read_server,
     read_servers,
+    refuse_unread,
 )
 from components.settings import Settings
 from tests.unit.wrong_settings import ABSENT, HOST_KEY, changed, load
@@ -508,8 +513,44 @@ class TestReadServers:
         monkeypatch.setattr(reading, "read_server", read)
         begun = BegunReading(load(changed()), OWNER)
         begun.wait_until_asked()
+        with pytest.raises(type(failure), match=str(failure)):
+            begun.result()
+        monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: True)
         if isinstance(failure, EsteiraError):
             assert begun.result() == {"web": failure}
-        else:
-            with pytest.raises(RuntimeError, match="a fault of ours"):
-                begun.result()
+            assert begun.known_digests() == {}
+
+    def test_in_an_update_every_server_that_was_not_read_is_told(self) -> None:
+        given: dict[str, Reading | EsteiraError] = {
+            "one": EsteiraError("one is off."),
+            "web": as_declared(),
+            "two": EsteiraError("two is off."),
+        }
+        with pytest.raises(EsteiraError, match=r"^one is off\.\ntwo is off\.$"):
+            refuse_unread(given)
+
+    def test_a_program_that_ends_does_not_wait_for_it(self) -> None:
+        """The commit cannot be deployed, and the server takes the connection and says nothing."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            silent.settimeout(60)
+            program = (
+                "import sys\n"
+                "from components.reading import BegunReading\n"
+                "from tests.unit.wrong_settings import ABSENT, changed, load\n"
+                "there = {'host': '127.0.0.1', 'port': int(sys.argv[1]), 'jumpHost': ABSENT}\n"
+                "changes = [(f'servers/0/{key}', value) for key, value in there.items()]\n"
+                "changes += [('connectTimeout', 600), ('jumpPassword', ABSENT), ('jumpPrivateKey', ABSENT)]\n"
+                f"begun = BegunReading(load(changed(*changes)), {OWNER!r})\n"
+                "sys.stdin.read()\n"
+                "sys.exit('the commit cannot be deployed')\n"
+            )
+            run = subprocess.Popen(
+                [sys.executable, "-c", program, str(silent.getsockname()[1])],
+                cwd=Path(__file__).parents[2],
+                stdin=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            with run, silent.accept()[0]:
+                _, said = run.communicate(timeout=60)
+        assert (run.returncode, said) == (1, "the commit cannot be deployed\n")
