@@ -564,11 +564,30 @@ def platform(raw: object) -> str:
 
 # ---- the container -----------------------------------------------------------------------------------------
 
-container_name = matching(
-    r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,62}",
-    'a name has 2 to 63 letters, digits, "_", "." and "-", and begins with a letter or digit (Docker\'s rule)',
-    mend=lambda value: re.sub(r"[^a-zA-Z0-9_.-]+", "-", value).strip("-._")[:63],
+_container_name = matching(
+    r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,56}",
+    'a name has 2 to 57 letters, digits, "_", "." and "-", and begins with a letter or digit (Docker\'s rule; with '
+    "-green behind it, it is a name in Docker's DNS, which has 63 at most)",
+    mend=lambda value: re.sub(r"[^a-zA-Z0-9_.-]+", "-", value).strip("-._")[:57],
 )
+_TAKEN_ENDINGS = ("-edge", "-edge-next", "-edge-data", "-blue", "-green", "-candidate")
+
+
+def container_name(raw: object) -> str:
+    """A container's name that none of Esteira's own containers, volumes and network aliases can have."""
+    value = _container_name(raw)
+    if value == "esteira" or value.endswith(_TAKEN_ENDINGS):
+        what = (
+            "the edge that applications with a domain share" if value == "esteira" else "another application"
+        )
+        raise Wrong(
+            f"{show(value)} is not possible here: containers, volumes or network aliases of {what} may be named so. "
+            f"No name is esteira, or ends in {', '.join(_TAKEN_ENDINGS)}.",
+            f"{value}-app",
+        )
+    return value
+
+
 network_name = matching(
     r"[a-zA-Z0-9][a-zA-Z0-9_.-]*",
     'the name of a network has letters, digits, "_", "." and "-", and begins with a letter or digit',

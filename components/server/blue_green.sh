@@ -162,7 +162,7 @@ keep_for_a_while() {
   (
     trap - INT TERM
     exec 9<&-
-    probe_is_open='' passing='' recorded=yes
+    probe_is_open='' passing='' recorded=yes lock_timeout=
     waited=0
     while [ "$waited" -lt "$candidate_lifetime" ]; do
       sleep 5
@@ -324,19 +324,13 @@ give_slot_names() {
   named=$(docker inspect --format '{{.Name}}' "$candidate_id" 2>/dev/null) || { await_daemon && named=$(docker inspect --format '{{.Name}}' "$candidate_id"); }
   if [ -n "$old_id" ] && [ "$old_id" != "$candidate_id" ]; then
     tell_adopted
-    docker rename "$old_id" "$serving_release" 2>/dev/null || is_named "$old_id" "$serving_release" ||
-      docker rename "$old_id" "$serving_release-$(printf %.6s "$old_id")" 2>/dev/null || {
+    give_own_name "$old_id" || {
       # Docker renames none that it is about to start again; without a wait this stop outlives nobody.
       docker stop --time 0 "$old_id" >/dev/null 2>&1
       docker rename "$old_id" "$serving_release" 2>/dev/null
     }
   fi
-  [ "$named" = "/$name" ] || docker rename "$candidate_id" "$name"
-}
-
-# Whether container $1 has the name $2: Docker does not rename to the name that there is.
-is_named() {
-  [ "$(docker inspect --format '{{.Name}}' "$1" 2>/dev/null)" = "/$2" ]
+  [ "$named" = "/$name" ] || give_serving_name "$candidate_id"
 }
 
 # The declared release serves already: what a cut-off run left is put right.
@@ -349,7 +343,7 @@ settle_slots() {
       old_release=$(docker inspect --format '{{index .Config.Labels "esteira.release"}}' "$current")
       docker rename "$current" "${old_release:-$name-before-$(printf %.12s "$current")}"
     fi
-    docker rename "$serving_id" "$name"
+    give_serving_name "$serving_id"
   fi
   if edge_is_declared; then
     configure_running_edge "$active"

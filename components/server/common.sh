@@ -72,9 +72,16 @@ require_docker() {
     fail "Docker is not installed on server $server. Install Docker Engine 20.10 or later there, as root: apt-get install docker.io"
   # A reading takes no lock, so it needs no name for the daemon; what it asks shows soon enough whether one answers.
   [ "$phase" != read ] || return 0
-  message=$(docker info --format '{{.LiveRestoreEnabled}} {{.ID}}' 2>/dev/null)
+  ask_for_daemon || { explain_docker; ask_for_daemon; } ||
+    fail "The Docker daemon of server $server does not tell which one it is ($message). Look at it there: docker info"
+}
+
+# Sets daemon and live_restore; fails where Docker does not answer. Two runs that take one daemon for two have two locks.
+ask_for_daemon() {
+  message=$(docker info --format '{{.LiveRestoreEnabled}} {{.ID}}' 2>&1) || return 1
+  message=$(printf '%s\n' "$message" | tail -n 1)
   live_restore=${message%% *} daemon=$(printf '%s' "${message#* }" | tr -dc 'A-Za-z0-9')
-  [ -n "$daemon" ] || explain_docker
+  [ -n "$daemon" ]
 }
 
 # Ends the run with what to do where Docker does not answer; why it does not, docker version says in better words than others.
@@ -105,39 +112,56 @@ await_daemon() {
   done
 }
 
-# Sets run_directory: one folder for all users, since there is one lock per daemon. It is no sticky folder, because the
-# kernel's protected_regular would then refuse the file to its second user.
+# Sets run_directory: one folder for all who may use this daemon, and for nobody else: what is noted there is acted upon.
 choose_run_directory() {
-  # What is there is used, so that who comes first, root or not, decides for all.
-  for run_directory in /run/lock/esteira /tmp/esteira; do
-    [ -d "$run_directory" ] && [ -w "$run_directory" ] && return 0
+  docker_socket=${DOCKER_HOST:-unix:///var/run/docker.sock}
+  docker_group=$(stat -L -c %g "${docker_socket#unix://}" 2>/dev/null)
+  for run_directory in "/run/lock/esteira-$daemon" "/tmp/esteira-$daemon"; do
+    # What is there is used, so that who comes first, root or not, decides for all.
+    [ -e "$run_directory" ] || continue
+    use_run_directory || fail "The folder $run_directory on server $server was not made by somebody who may use Docker there, or not for you. Look at it (ls -ld $run_directory), and remove it."
+    return 0
   done
-  for run_directory in /run/lock/esteira /tmp/esteira; do
-    # shellcheck disable=SC2174 # only the last folder is made
-    mkdir -m 0777 "$run_directory" 2>/dev/null && chmod 0777 "$run_directory" 2>/dev/null
-    [ -d "$run_directory" ] && [ -w "$run_directory" ] && return 0
+  for run_directory in "/run/lock/esteira-$daemon" "/tmp/esteira-$daemon"; do
+    mkdir -m 0700 "$run_directory" 2>/dev/null || use_run_directory || continue
+    # Only who is of a group can give a folder to it.
+    [ -z "$docker_group" ] || { chgrp "$docker_group" "$run_directory" && chmod 0770 "$run_directory"; } 2>/dev/null
+    return 0
   done
-  fail "No folder for the lock can be made on server $server: neither /run/lock/esteira nor /tmp/esteira is writable. Check free disk space and permissions there."
+  fail "No folder for the lock can be made on server $server: neither /run/lock nor /tmp is writable. Check free disk space and permissions there."
 }
 
-# Waits for this daemon's lock, at most lock_timeout seconds; the kernel frees it when its holder ends, however it ends.
+# Whether run_directory is a folder that root, this user, or somebody of Docker's group has made, and that others cannot write.
+use_run_directory() {
+  for attempt in 1 2 3 4 5; do
+    # shellcheck disable=SC2046 # three words
+    set -- $(stat -c '%u %g %a' "$run_directory" 2>/dev/null)
+    [ ! -L "$run_directory" ] && [ -d "$run_directory" ] && [ -w "$run_directory" ] && case ${3:-7} in *[2367]) false ;; esac &&
+      { [ "$1" = 0 ] || [ "$1" = "$(id -u)" ] || [ "$2" = "$docker_group" ]; } && return 0
+    # Who makes it gives it to the group a moment later.
+    [ "$attempt" = 5 ] || sleep 0.2
+  done
+  return 1
+}
+
+# Waits for this daemon's lock, at most lock_timeout seconds where that is set; the kernel frees it when its holder ends, however it ends.
 take_lock() {
   command -v flock >/dev/null 2>&1 ||
     fail "flock is missing on server $server. Install it there, as root: apt-get install util-linux"
   choose_run_directory
-  lock=$run_directory/$daemon.lock
+  lock=$run_directory/lock
   [ -e "$lock" ] || (set -C && umask 0 && : >"$lock") 2>/dev/null
   exec 9<"$lock" || fail "The lock $lock on server $server cannot be opened. Check its permissions."
   if ! flock -n 9; then
     say "waiting for the lock of server $server, held by $(lock_holder)"
-    flock -w "$lock_timeout" 9 ||
+    # shellcheck disable=SC2086 # two words or none
+    flock ${lock_timeout:+-w "$lock_timeout"} 9 ||
       fail "Another deployment has held server $server for more than $lock_timeout s: $(lock_holder). Wait for it or stop it, then try again."
   fi
   note "$lock.holder" "$operator, process $$, since $(date -u '+%Y-%m-%d %H:%M:%S UTC')"
 }
 
-# Writes the line $2 to file $1 by rename. The folder is everybody's: noclobber makes the new file anew, so that a link which
-# somebody else has put there is not written through.
+# Writes the line $2 to file $1 by rename, so that nobody reads half of it.
 note() {
   (set -C && umask 022 && printf '%s\n' "$2" >"$1.$$") 2>/dev/null && mv -f "$1.$$" "$1" 2>/dev/null
 }
@@ -145,13 +169,13 @@ note() {
 # Leaves this run's mark. The timer of an earlier run that finds another one's has nothing left to do.
 mark_run() {
   read_clock && run_mark=$$.$now
-  note "$run_directory/$daemon.$name.run" "$run_mark"
+  note "$run_directory/$name.run" "$run_mark"
 }
 
 # Whether no run of this application has begun since this one did.
 is_last_run() {
   last_run=
-  read -r last_run 2>/dev/null <"$run_directory/$daemon.$name.run"
+  read -r last_run 2>/dev/null <"$run_directory/$name.run"
   [ "$last_run" = "$run_mark" ]
 }
 

@@ -16,11 +16,14 @@ look_at_edge() {
   edge_id='' active='' next_id=''
   [ -n "$just_looked" ] || look "$edge" "$edge-next"
   just_looked=
-  while read -r container_name id state _ _ _ policy _ mark _; do
+  while read -r container_name id state its_owner _ _ policy _ mark _; do
     case $container_name in
       "/$edge") edge_id=$id edge_state=$state edge_mark=$mark edge_policy=$policy ;;
       "/$edge-next") next_id=$id next_state=$state next_mark=$mark ;;
+      *) continue ;;
     esac
+    [ "$its_owner" = "$edge_owner" ] && [ "$mark" != - ] ||
+      fail "The container ${container_name#/} on server $server has the name of the edge of $name, and Esteira did not make it as that. Rename it there, or set another container.name."
   done <<END
 $seen
 END
@@ -242,8 +245,8 @@ create_edge() {
     make_front_network
   fi
   docker image inspect "$edge_image" >/dev/null 2>&1 || pull "$edge_image"
-  created_edge=$(docker create --name "$edge_name" --restart always --network "$front" --log-opt max-size=10m --log-opt max-file=3 \
-    --label "esteira.owner=$edge_owner" --label esteira.role=edge --label "esteira.edge=$edge_fingerprint" \
+  created_edge=$(docker create --name "$edge_name" --restart always --network "$front" \
+    --log-driver json-file --log-opt max-size=10m --log-opt max-file=3 --label "esteira.owner=$edge_owner" --label esteira.role=edge --label "esteira.edge=$edge_fingerprint" \
     --volume "$edge:/edge" --volume "$edge-data:/data" "$@" "$edge_image" \
     caddy run --config /edge/Caddyfile --adapter caddyfile 2>"$passing/error") ||
     refuse "The edge cannot be created" "$(docker_said)"
@@ -332,7 +335,15 @@ remove_site() {
 # Takes away this application's own edge.
 remove_own_edge() {
   docker volume inspect "$name-edge" >/dev/null 2>&1 || return 0
-  docker rm --force --volumes "$name-edge" "$name-edge-next" >/dev/null 2>&1
+  for made in "$name-edge" "$name-edge-next"; do
+    [ "$(docker container inspect --format '{{index .Config.Labels "esteira.owner"}}' "$made" 2>/dev/null)" != "$owner" ] ||
+      docker rm --force --volumes "$made" >/dev/null 2>&1
+  done
+  remove_edge_volumes
+}
+
+# Removes the volumes of this application's own edge, unless a container has them.
+remove_edge_volumes() {
   docker volume rm "$name-edge" "$name-edge-data" >/dev/null 2>&1
   remove_unused_network esteira
 }

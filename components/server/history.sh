@@ -11,6 +11,11 @@ choose_history() {
   history=$history_folder/$(history_name)
 }
 
+# Makes the log's folder where it is not there; fails where it cannot.
+make_history_folder() {
+  [ -d "$history_folder" ] || (umask 022 && mkdir -p "$history_folder") 2>/dev/null
+}
+
 # Prints the log's name. No part of an owner has a plus, so no two owners have one name.
 history_name() {
   printf '%s' "$owner" | tr / + | tr -c 'A-Za-z0-9._+-' _
@@ -39,7 +44,7 @@ describe_deployment() {
 # Goes on with the deployment that an earlier phase has begun, or begins one. Needs the lock.
 begin_deployment() {
   describe_deployment
-  (umask 022 && mkdir -p "$history_folder") 2>/dev/null
+  make_history_folder
   if { read -r begun_start && read -r begun_time && read -r begun && read -r begun_login; } 2>/dev/null <"$history.begun"; then
     if [ "$begun" = "$deployment" ]; then
       marked=yes
@@ -88,7 +93,7 @@ record_deployment() {
 # Adds a line: $1 is the time, $2 what it is about, $3 how many seconds it took, $4 the result, $5 its cause.
 write_history() {
   line="{\"time\":$(json_string "$1"),$2,\"seconds\":$3,\"result\":$(json_string "$4"),\"cause\":$(json_string "$5")}"
-  [ -d "$history_folder" ] || (umask 022 && mkdir -p "$history_folder") 2>/dev/null
+  make_history_folder
   (
     # A deployment that waits in vain for the server's lock writes its line beside another one.
     flock -w 5 6
@@ -115,6 +120,6 @@ show_history() {
 # The application is gone, and its log with it.
 forget_history() {
   choose_history
-  rm -f "$history.jsonl" "$history.begun" "$history.new" "$history.lock"
+  rm -f "$history.jsonl" "$history.begun" "$history.new" "$history.lock" "$history.server"
   rmdir "$history_folder" 2>/dev/null
 }

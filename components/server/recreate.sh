@@ -34,12 +34,13 @@ recreate() {
 
 # Phase candidate: the image is here, and the preDeploy command has run.
 prepare_recreate() {
-  # Another rollout was cut off here, while it was on trial or in its gap.
   look_for_unproven
-  if [ -n "$serving_id" ] && [ "$serving_state" != running ] && { [ -n "$unproven" ] || [ "$serving_restart" = no ]; }; then
+  if [ -n "$serving_id" ] && [ "$serving_state" != running ] && is_in_gap; then
+    # Another rollout was cut off here, while it was on trial or in its gap.
     take_back_recreated
     look_around
   fi
+  look_at_edge
   if [ -n "$declared_id" ]; then
     say "release $short_commit is on the server: nothing to pull"
     return 0
@@ -48,13 +49,24 @@ prepare_recreate() {
   run_pre_deploy "$@"
 }
 
+# Whether the serving container is stopped because a run was cut off, not because somebody stopped it.
+is_in_gap() {
+  [ -n "$unproven" ] || [ "$serving_restart" = no ] || is_gap_noted
+}
+
+# Whether the serving container was stopped for a gap that no run has ended; sets gap_policy, its restart policy before.
+is_gap_noted() {
+  gap_id=
+  read -r gap_id gap_policy 2>/dev/null <"$run_directory/$name.gap"
+  [ "$gap_id" = "$serving_id" ]
+}
+
 # Phase confirm: all servers run the release. Fails where this one does so no more: then it is to switch again, to stay.
 confirm_recreate() {
   look_around
   [ -n "$declared_id" ] && [ "$declared_id" != "$serving_id" ] && [ "$declared_state" = running ] && is_noted switched || return 1
   look_at_edge
   candidate_id=$declared_id
-  [ -z "$serving_id" ] || forbid_restart "$serving_id"
   give_names
   say "confirmed: $name runs commit $short_commit"
   prune_releases
@@ -66,6 +78,7 @@ replace() {
   [ -z "$trial" ] || guard_switch
   stop_others
   if [ -n "$serving_id" ] && [ "$serving_id" != "$candidate_id" ]; then
+    is_gap_noted || note "$run_directory/$name.gap" "$serving_id $serving_restart"
     stop_container "$serving_id"
     measure "$gap_start"
     say "stopped commit $(printf %.7s "$serving_commit"), $took"
@@ -74,6 +87,7 @@ replace() {
     # The strategy was blueGreen before: the edge holds the port.
     stop_container "$edge_id" 2
   fi
+  choose_what_wakes
   if ! docker start "$candidate_id" >/dev/null 2>"$passing/error"; then
     why=$(docker_said)
     advise "$why"
@@ -101,11 +115,21 @@ replace() {
   fi
 }
 
-# On trial: the release before keeps its name. A daemon that is started anew wakes it, and not the candidate; a daemon that
-# lets containers live meanwhile would have both run.
+# A machine that goes down before the candidate has its name wakes what served before, though that is stopped. A daemon that
+# lets containers live while it is started anew would have both run then: there it is the candidate that wakes.
+choose_what_wakes() {
+  if [ -z "$serving_id" ] || [ "$serving_id" = "$candidate_id" ]; then
+    return 0
+  elif [ "$live_restore" = true ]; then
+    docker update --restart "$restart" "$candidate_id" >/dev/null
+  else
+    # shellcheck disable=SC2086 # one word or none
+    docker update --restart always "$serving_id" $edge_id >/dev/null
+  fi
+}
+
+# On trial: the release before keeps its name.
 try_recreated() {
-  # shellcheck disable=SC2086 # one word or none
-  [ "$live_restore" = true ] || [ -z "$serving_id" ] || docker update --restart always "$serving_id" $edge_id >/dev/null
   watch_release
   note_down switched
   say "on trial: commit $short_commit serves until all servers have switched, at most $trial s, or is taken back"
@@ -114,9 +138,9 @@ try_recreated() {
 # The proven release gets the serving name and its restart policy, the one before its own name.
 give_names() {
   if [ "$serving_id" != "$candidate_id" ]; then
-    [ -z "$serving_id" ] || docker rename "$serving_id" "$serving_release" 2>/dev/null ||
-      docker rename "$serving_id" "$serving_release-$(printf %.6s "$serving_id")"
-    docker rename "$candidate_id" "$name"
+    [ -z "$serving_id" ] || forbid_restart "$serving_id"
+    [ -z "$serving_id" ] || give_own_name "$serving_id"
+    give_serving_name "$candidate_id"
   fi
   docker update --restart "$restart" "$candidate_id" >/dev/null
   [ -z "$edge_id" ] || remove_own_edge
@@ -152,12 +176,14 @@ take_back() {
     enter_edge && probe_address=$name-$active
   fi
   serving_policy=$serving_restart
+  ! is_gap_noted || serving_policy=$gap_policy
   [ "$serving_policy" = no ] && serving_policy=$restart
   docker update --restart "$serving_policy" "$serving_id" >/dev/null
   if ! docker start "$serving_id" >/dev/null 2>"$passing/error"; then
     taken_back="The release before ($(printf %.7s "$serving_commit")) could not be started again either: $(docker_said)."
     return 0
   fi
+  rm -f "$run_directory/$name.gap"
   if pass_gate "$serving_id"; then
     measure "$gap_start"
     taken_back="The release before ($(printf %.7s "$serving_commit")) serves again; not served for $took."

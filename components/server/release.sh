@@ -21,7 +21,7 @@ list_releases() {
 # aliases" of the release containers).
 look_around() {
   declared_id='' ids=''
-  [ -n "$just_listed" ] || releases=$(list_releases)
+  [ -n "$just_listed" ] || { list_all && releases=$(printf '%s\n' "$containers" | sed -n 's/^release //p'); }
   just_listed=
   while read -r id state container_name its_image its_fingerprint _; do
     ids="$ids $id"
@@ -57,18 +57,33 @@ END
   esac
 }
 
-# Sets seen: a line about each container of $*, as far as there is one. Asked once for all of them, because asking costs
-# more than the answer.
+# Sets seen: a line about each container of $*, as far as there is one. What Docker did not answer is not taken for a
+# container that is not there: what serves would be stopped as somebody else's.
 look() {
+  look_once "$@" && return 0
+  await_daemon
+  look_once "$@" ||
+    fail "Docker on server $server does not tell what runs there ($(docker_said)). Look at its daemon (docker info), then try again."
+}
+
+# Asked once for all of them, because asking costs more than the answer.
+look_once() {
   seen=$(docker container inspect --format \
     "{{.Name}} {{.Id}} {{.State.Status}} {{with index .Config.Labels \"esteira.owner\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.release\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.commit\"}}{{.}}{{else}}-{{end}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}} {{with index .Config.Labels \"com.docker.compose.project\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.edge\"}}{{.}}{{else}}-{{end}} {{with index .NetworkSettings.Networks \"$network\"}}{{range .Aliases}}{{.}} {{end}}{{end}}" \
-    "$@" 2>/dev/null)
+    "$@" 2>"$passing/error") && return 0
+  [ $? = 1 ] && grep -q 'No such container: ' "$passing/error" && ! grep -v -q -e 'No such container: ' -e '^ *$' "$passing/error"
+}
+
+# Sets containers, to what list_containers prints.
+list_all() {
+  containers=$(list_containers 2>"$passing/error") || { await_daemon && containers=$(list_containers 2>"$passing/error"); } ||
+    fail "Docker on server $server does not tell which containers there are ($(docker_said)). Look at its daemon (docker info), then try again."
 }
 
 # Removes what a run that was cut off left half made: candidates that were created but never started, probes and preDeploy
 # containers. A candidate that runs is complete and may still prove itself. Sets releases, to save look_around the asking.
 remove_leftovers() {
-  containers=$(list_containers)
+  list_all
   for leftover in $(printf '%s\n' "$containers" |
     sed -n 's/^probe \([^ ]*\) .*/\1/p; s/^preDeploy \([^ ]*\) .*/\1/p; s/^release \([^ ]*\) created .*/\1/p'); do
     docker rm --force --volumes "$leftover" >/dev/null 2>&1
@@ -119,21 +134,26 @@ run_pre_deploy() {
   eval "set -- $kept_options -- $pre_deploy"
   create_container "$release-preDeploy" preDeploy yes "$@" || refuse "preDeploy cannot be run" "$(docker_said)"
   docker start --attach "$created_id" 2>&1 | show_lines
-  exit_code=$(docker inspect --format '{{.State.ExitCode}}' "$created_id")
+  # What is shown ends with the client, too; the command itself must not be killed half done.
+  exit_code=$(docker wait "$created_id" 2>/dev/null)
   docker rm --force --volumes "$created_id" >/dev/null
   measure "$step_start"
   if [ "$exit_code" != 0 ]; then
     abandon
-    fail "preDeploy failed with exit code $exit_code after $took; nothing was changed, what served before serves on."
+    fail "preDeploy failed with exit code ${exit_code:-unknown} after $took; nothing was changed, what served before serves on."
   fi
   say "preDeploy done, $took"
 }
 
-# Sets kept_options: the options in front of the first "--", quoted for eval.
+# Sets kept_options: the options in front of the first "--", quoted for eval, without the entrypoint: that is the program of
+# the application, and half of it, as its other words stand behind the "--".
 options_without_command() {
   kept_options=
   while [ $# -gt 0 ] && [ "$1" != -- ]; do
-    kept_options="$kept_options '$(printf '%s' "$1" | sed "s/'/'\\\\''/g")'"
+    case $1 in
+      --entrypoint=*) ;;
+      *) kept_options="$kept_options '$(printf '%s' "$1" | sed "s/'/'\\\\''/g")'" ;;
+    esac
     shift
   done
 }
@@ -156,17 +176,25 @@ forbid_restart() {
   docker update --restart no "$1" >/dev/null 2>&1 || { await_daemon && docker update --restart no "$1" >/dev/null 2>&1; }
 }
 
+# Prints container $1 by docker's format $2, if need be after the daemon has come back: that it does not answer does not mean
+# that the container has ended.
+ask_about() {
+  docker inspect --format "$2" "$1" 2>"$passing/error" || {
+    ! grep -q 'No such' "$passing/error" && await_daemon && docker inspect --format "$2" "$1" 2>/dev/null
+  }
+}
+
 # Sends container $1 its stop signal and waits, at most $2 seconds (else its own stop timeout), then kills it. A release is
 # noted down meanwhile: should this run be cut off, it still looks like one that runs, and ends when it has finished its work.
 end_container() {
   stop_timeout=$2
   # shellcheck disable=SC2046 # a fixed number of words
-  set -- "$1" $(docker inspect --format '{{.State.Running}} {{if .Config.StopSignal}}{{.Config.StopSignal}}{{else}}SIGTERM{{end}} {{if .Config.StopTimeout}}{{.Config.StopTimeout}}{{else}}10{{end}}' "$1" 2>/dev/null)
+  set -- "$1" $(ask_about "$1" '{{.State.Running}} {{if .Config.StopSignal}}{{.Config.StopSignal}}{{else}}SIGTERM{{end}} {{if .Config.StopTimeout}}{{.Config.StopTimeout}}{{else}}10{{end}}')
   [ "$2" = true ] || return 0
-  [ -n "$stop_timeout" ] || note "$run_directory/$daemon.$name.stopping" "$1"
+  [ -n "$stop_timeout" ] || note "$run_directory/$name.stopping" "$1"
   read_clock && stop_start=$now
   docker kill --signal "$3" "$1" >/dev/null 2>&1
-  while [ "$(docker inspect --format '{{.State.Running}}' "$1" 2>/dev/null)" = true ]; do
+  while [ "$(ask_about "$1" '{{.State.Running}}')" = true ]; do
     read_clock
     if [ $((now - stop_start)) -ge $((${stop_timeout:-$4} * 100)) ]; then
       docker kill "$1" >/dev/null 2>&1
@@ -176,21 +204,20 @@ end_container() {
     # Asking docker costs more than the wait: sleep until the process is gone, where it can be seen.
     sleep 0.02
   done
-  [ -n "$stop_timeout" ] || rm -f "$run_directory/$daemon.$name.stopping"
+  [ -n "$stop_timeout" ] || rm -f "$run_directory/$name.stopping"
 }
 
-# Ends what a run that was cut off has told to stop, before anything is looked at: it counts as stopped. The folder of the
-# note is everybody's; only who may use Docker can have taken the restart policy away, as is done before a stop.
+# Ends what a run that was cut off has told to stop, before anything is looked at: it counts as stopped.
 finish_stopping() {
   stopping=
-  read -r stopping 2>/dev/null <"$run_directory/$daemon.$name.stopping"
+  read -r stopping 2>/dev/null <"$run_directory/$name.stopping"
   case $stopping in '' | *[!0-9a-f]*) return 0 ;; esac
   case $(docker inspect --format '{{.State.Running}} {{.HostConfig.RestartPolicy.Name}}' "$stopping" 2>/dev/null) in
     "true no" | "true ")
       end_container "$stopping"
       say "stopped what a run that was cut off had told to stop"
       ;;
-    *) rm -f "$run_directory/$daemon.$name.stopping" ;;
+    *) rm -f "$run_directory/$name.stopping" ;;
   esac
 }
 
@@ -208,9 +235,11 @@ $releases
 END
 }
 
-# Keeps the last keep_releases releases, as stopped containers, and removes older ones with their images.
+# The end of a deployment: keeps the last keep_releases releases, as stopped containers, and removes older ones with their
+# images.
 prune_releases() {
   kept=0 pruned=0
+  rm -f "$run_directory/$name.gap"
   # What was found broken is nothing to go back to. It serves on where no other took its place.
   [ -z "$renewed_id" ] || [ "$renewed_id" = "$(docker inspect --format '{{.Id}}' "$name" 2>/dev/null)" ] || forget_container "$renewed_id"
   stopped=$(list_releases | while read -r id state container_name _; do
@@ -247,7 +276,28 @@ abandon() {
   [ -z "$pulled_now" ] || remove_image "$image"
   remove_leftovers
   [ -z "$created_edge" ] || [ "$created_edge" = "$edge_id" ] || docker rm --force --volumes "$created_edge" >/dev/null 2>&1
-  [ -n "$edge_id" ] || { remove_own_edge; remove_unused_network "$network"; }
+  # What an edge that this run does not know of is made of stays: Docker removes nothing that a container uses.
+  [ -n "$edge_id" ] || { remove_edge_volumes; remove_unused_network "$network"; }
+}
+
+# Gives container $1, which served before, the name of its release: tried twice, since Docker may have failed for once, and
+# then a longer one, since another container may have it.
+give_own_name() {
+  for own_name in "$serving_release" "$serving_release" "$serving_release-$(printf %.6s "$1")"; do
+    docker rename "$1" "$own_name" 2>/dev/null && return 0
+    is_named "$1" "$own_name" && return 0
+  done
+  return 1
+}
+
+# Gives container $1 the name of what serves.
+give_serving_name() {
+  docker rename "$1" "$name" 2>/dev/null || is_named "$1" "$name" || { await_daemon && docker rename "$1" "$name"; }
+}
+
+# Whether container $1 has the name $2: Docker does not rename to the name that there is.
+is_named() {
+  [ "$(docker inspect --format '{{.Name}}' "$1" 2>/dev/null)" = "/$2" ]
 }
 
 # A container that Esteira did not make is nobody's to throw away.

@@ -7,9 +7,12 @@ remember_server_name() {
   note "$name_file" "$server"
 }
 
-# Sets name_file. It may go with a restart of the machine: it is needed from a deployment to the end of that run.
+# Sets name_file. It is beside the release log, because it must outlive a restart of the machine: a run that is cut off
+# between the deployment and the removal is ended by the next one.
 set_name_file() {
-  name_file=$run_directory/$daemon.$(printf '%s' "$owner" | tr -c 'A-Za-z0-9.-' _).server
+  choose_history
+  name_file=$history.server
+  make_history_folder && [ -w "$history_folder" ] || name_file=$run_directory/$name.server
 }
 
 # Phase remove, for a destroy: every container, network and volume that carries this declaration's label.
@@ -22,13 +25,17 @@ remove() {
     say "server $server is called $known_as now: $name serves on"
     return 0
   fi
-  rm -f "$name_file"
   remove_leftovers
   remove_site
-  for id in $(docker ps --all --quiet --no-trunc --filter "label=esteira.owner=$owner"); do
+  list_all
+  for id in $(printf '%s\n' "$containers" | cut -d ' ' -f 2); do
     stop_container "$id"
     forget_container "$id" && removed=$((removed + 1))
   done
+  list_all
+  [ -z "$containers" ] ||
+    fail "Of $name on server $server this could not be removed: $(printf '%s\n' "$containers" | cut -d ' ' -f 4 | tr '\n' ' '). Look at it there (docker rm --force), then try again."
+  rm -f "$name_file" "$run_directory/$name.gap"
   for made in $(docker network ls --quiet --filter "label=esteira.owner=$owner"); do
     docker network rm "$made" >/dev/null 2>&1
   done

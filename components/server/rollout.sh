@@ -4,13 +4,13 @@
 
 # Writes down that this request for this release has come as far as $1: switched, or given-up.
 note_down() {
-  note "$run_directory/$daemon.$name.$1" "$request $release"
+  note "$run_directory/$name.$1" "$request $release"
 }
 
 # Whether that was written down for this very request.
 is_noted() {
   noted=
-  read -r noted 2>/dev/null <"$run_directory/$daemon.$name.$1"
+  read -r noted 2>/dev/null <"$run_directory/$name.$1"
   [ "$noted" = "$request $release" ]
 }
 
@@ -28,7 +28,8 @@ guard_switch() {
   (
     trap '' INT TERM
     exec 9<&-
-    probe_is_open='' on_trial='' passing='' recorded=yes
+    # It takes the lock whenever that is free: another application's run may hold it for long.
+    probe_is_open='' on_trial='' passing='' recorded=yes lock_timeout=
     read_clock
     deadline=$((now + trial * 100))
     while read_clock && [ "$now" -lt "$deadline" ]; do

@@ -49,7 +49,8 @@ PORT = 8888
 REPOSITORY = "live/driven"
 
 _SHIM = """#!/bin/sh
-# Counts the docker commands of a run that is to be cut off; at the last of the count the run meets its end.
+# Counts the docker commands of a run that is to be cut off; at the last of the count the run meets its end, or this one
+# command finds no daemon.
 echo "$1 $2 $3 $4" >>/run/docker-said
 [ -e /run/cut ] || exec /run/docker-client "$@"
 exec 6>>/run/cut-lock
@@ -72,6 +73,10 @@ case $how in
     /run/docker-client "$@" <&5 5<&- &
     sleep "$wait"
     kill -KILL 0
+    ;;
+  refuse)
+    echo "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?" >&2
+    exit 1
     ;;
   hold)
     until [ -e /run/go-on ]; do sleep 0.01; done
@@ -437,7 +442,7 @@ class Application:
         for folder in ("dev/shm", "tmp", "var/tmp", "root", "run/lock"):
             for path in self.machine.path(folder).rglob("*"):
                 inside = str(path.relative_to(self.machine.path("")))
-                if "esteira" in path.name and not inside.startswith(("run/lock/esteira", "tmp/esteira/")):
+                if "esteira" in path.name and not inside.startswith("run/lock/esteira-"):
                     wrong.append(f"{inside} is there")
                 with contextlib.suppress(OSError):
                     if path.is_file() and self.password.encode() in path.read_bytes():
@@ -447,14 +452,14 @@ class Application:
         wrong += [f"lock {lock.name} is held" for lock in self.locks() if self.held(lock)]
         wrong += [
             f"{path.name} is there"
-            for pattern in ("*.holder.*", "*.stopping")
-            for path in self.machine.path("run/lock/esteira").glob(pattern)
+            for pattern in ("*.holder.*", "*.stopping", "*.gap")
+            for path in self.machine.path("run/lock").glob(f"esteira-*/{pattern}")
         ]
         return wrong
 
     def locks(self) -> list[Path]:
         """Return the lock files."""
-        return list(self.machine.path("run/lock/esteira").glob("*.lock"))
+        return list(self.machine.path("run/lock").glob("esteira-*/lock"))
 
     def held(self, lock: Path) -> bool:
         """Say whether somebody holds a lock."""

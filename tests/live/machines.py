@@ -295,7 +295,8 @@ class Machine:
 
     def sh(self, script: str, *, check: bool = True, user: str = "root", timeout: float = 120) -> str:
         """Run a shell script on it, as a login would."""
-        return run(*self._enter(), "sh", "-c", script, check=check, timeout=timeout).strip()
+        login = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user != "root" else []
+        return run(*self._enter(), *login, "sh", "-c", script, check=check, timeout=timeout).strip()
 
     def calls(self) -> list[list[str]]:
         """Every docker command that ran on it since :meth:`forget_calls`, as lists of arguments."""

@@ -13,6 +13,7 @@ import pytest
 
 from tests.live.driving import NAME, PORT, Application, Images, Prober, Release, shown
 from tests.live.machines import wait_for
+from tests.live.test_recovery import restart
 
 ROUNDS = 20
 
@@ -100,6 +101,25 @@ class TestLock:
         app.up(third)
         app.expect_settled(third)
 
+    def test_others_cannot_write_there(self, app: Application, app_images: Images) -> None:
+        """What is noted beside the lock is acted upon, so a folder that anybody could have made is refused."""
+        release = Release(app_images.make())
+        app.up(release)
+        [lock] = app.locks()
+        folder = lock.parent
+        inside = f"/run/lock/{folder.name}"
+        said = app.machine.sh(f": >{inside}/{NAME}.stopping", user="powerless", check=False)
+        assert not (folder / f"{NAME}.stopping").exists(), said
+        for harm in ("chmod 777", "chown powerless:powerless"):
+            app.machine.sh(f"{harm} {inside}")
+            app.up_fails(release, f"The folder {inside} on server one", "remove it")
+            app.machine.sh(f"chmod 770 {inside}; chown root:root {inside}")
+        app.machine.sh(f"mv {inside} /run/aside && ln -s /run/aside {inside}")
+        app.up_fails(release, f"The folder {inside} on server one")
+        app.machine.sh(f"rm {inside} && mv /run/aside {inside}")
+        app.up(release)
+        app.expect_settled(release)
+
 
 @pytest.fixture
 def member(app: Application) -> Iterator[str]:
@@ -150,3 +170,33 @@ def test_shells(app: Application, app_images: Images, shell: str) -> None:
     assert app.run("remove", first, **how).status == 0
     assert app.machine.containers() == []
     assert NAME not in app.machine.docker("network", "ls")
+
+
+class TestRemove:
+    """What cannot be removed is told: a removal that is called done is forgotten."""
+
+    def test_a_container_that_stays(self, app: Application, app_images: Images) -> None:
+        release = Release(app_images.make())
+        app.up(release)
+        with app.cut(1, "refuse", only="rm --force"):
+            done = app.run("remove", release)
+        assert done.status == 1, done.shown
+        assert f"Of {NAME} on server one this could not be removed: {NAME}" in done.err
+        done = app.run("remove", release)
+        assert done.status == 0, done.shown
+        assert app.machine.containers() == []
+
+    def test_a_server_that_got_another_name(self, app: Application, app_images: Images) -> None:
+        """It serves on, though the machine was started anew between its deployment and the removal of its old name."""
+        release = Release(app_images.make())
+        app.up(release)
+        app.values["servers"][0]["name"] = "renamed"
+        app.up(release)
+        restart(app.machine)
+        app.values["servers"][0]["name"] = "one"
+        done = app.run("remove", release)
+        assert "is called renamed now" in done.out, done.shown
+        wait_for(lambda: f"commit {release.commit} " in str(app.machine.answers(PORT)), "the application", 15)
+        app.values["servers"][0]["name"] = "renamed"
+        assert app.run("remove", release).status == 0
+        assert app.machine.containers() == []

@@ -134,6 +134,19 @@ class TestDaemon:
         app.up(other)
         app.expect_settled(other)
 
+    def test_of_the_machine_in_the_gap(self, app: Application, app_images: Images) -> None:
+        """The release before is stopped, the new one boots: what has proven itself serves again, without anybody."""
+        app.values |= {"strategy": "recreate", "health": {**app.values["health"], "startPeriod": 30}}
+        good, new = Release(app_images.make()), Release(app_images.make(), knobs={"boot_delay": 20})
+        app.up(good)
+        app.begin("deploy", new)
+        wait_for(lambda: any("-candidate" in name for name in app.engine.running()), "the candidate")
+        restart(app.machine)
+        wait_for(lambda: serves(app, good), "the release before", 15)
+        app.up(good)
+        app.expect_settled(good)
+        assert app.machine.inspect(NAME)["HostConfig"]["RestartPolicy"]["Name"] == "always"
+
 
 def restart(machine: Machine) -> None:
     """Kill everything on a machine but what makes it one, and start its daemon again, as after a power cut."""

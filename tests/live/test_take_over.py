@@ -85,6 +85,19 @@ class TestAdoption:
         assert app.machine.docker("volume", "ls", "-q") == ""
         assert app.files_left() == []
 
+    @pytest.mark.parametrize("name", [f"{NAME}-edge", f"{NAME}-edge-next"])
+    def test_its_edge_has_the_name_of_anothers_container(
+        self, app: Application, app_images: Images, name: str
+    ) -> None:
+        others = app.run_as_the_procedure(app_images.make(), port=PORT + 1)
+        app.machine.docker("rename", others, name)
+        app.up_fails(Release(app_images.make()), f"The container {name} on server one", "Rename it there")
+        assert app.machine.inspect(others)["State"]["Running"]
+        assert app.machine.containers() == [name]
+        app.machine.docker("rename", name, "anothers")
+        app.up(Release(app_images.make()))
+        assert app.machine.inspect(others)["State"]["Running"]
+
 
 class TestStrategy:
     """blueGreen and recreate take over from each other, and give back."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
@@ -235,3 +236,53 @@ class TestRecreate:
             app.expect_settled(new)
             return
         taken_back(app, old)
+
+    @pytest.mark.parametrize("end", ["undo", "again"])
+    def test_after_blue_green(self, app: Application, app_images: Images, end: str) -> None:
+        """The candidate fails on this server: the edge of the strategy before serves on."""
+        app.values["strategy"] = "blueGreen"
+        old, new = Release(app_images.make()), Release(app_images.make())
+        app.up(old)
+        app.values |= {"strategy": "recreate", "preDeploy": ["sh", "-c", "exit 3"]}
+        with Prober(app.machine.host) as prober:
+            done = app.run("candidate", new)
+            assert done.status == 1, done.shown
+            assert "preDeploy failed with exit code 3" in done.shown
+            if end == "undo":
+                assert app.run("undo", new).status == 0
+            time.sleep(0.5)
+        prober.expect_no_failure()
+        del app.values["preDeploy"]
+        if end == "undo":
+            app.values["strategy"] = "blueGreen"
+        following = old if end == "undo" else new
+        app.up(following)
+        app.expect_settled(following)
+
+    def test_the_machine_is_started_anew_in_the_gap(self, app: Application, app_images: Images) -> None:
+        old, new = Release(app_images.make()), Release(app_images.make(), knobs={"boot_delay": 20})
+        app.values["health"] = {**app.values["health"], "startPeriod": 30}
+        app.up(old)
+        assert app.run("candidate", new).status == 0
+        running = app.begin("switch", new)
+        running.wait_for("stopped commit")
+        wait_for(lambda: any("-candidate" in name for name in app.engine.running()), "the candidate")
+        restart(app.machine)
+        wait_for(lambda: serves(app, old), "the release before", 15)
+        app.up(old, request="another")
+        app.expect_settled(old)
+
+
+def test_another_application_holds_the_lock_at_the_deadline(app: Application, app_images: Images) -> None:
+    """The switch is taken back when that one is done, however long it took."""
+    old, new = Release(app_images.make()), Release(app_images.make())
+    app.values["lockTimeout"] = 1
+    app.up(old)
+    with Prober(app.machine.host) as prober:
+        switch(app, new)
+        [lock] = app.locks()
+        with lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            time.sleep(DEADLINE + 5)
+        taken_back(app, old)
+    prober.expect_no_failure()

@@ -73,7 +73,7 @@ class TestDeclared:
             assert any(urn.endswith("::parasite-decision") for urn in declared[key].depends_on)
 
     def test_a_tag_has_its_greatest_length(self) -> None:
-        made = load(changed(("container/name", "n" * 63)), stack="s" * 100)
+        made = load(changed(("container/name", "n" * 57)), stack="s" * 100)
         assert len(decision_tag(made)) == 128
 
 

@@ -655,21 +655,45 @@ WRONG = (
     Wrong((("allowDirty", 1),), "allowDirty", "This must be true or false.", ("esteira:allowDirty: true",)),
     # The container
     Wrong(
+        (("container/name", "esteira"),),
+        "container.name",
+        '"esteira" is not possible here: containers, volumes or network aliases of the edge that',
+        ("esteira:container:", "  name: esteira-app"),
+    ),
+    Wrong(
+        (("container/name", "web-edge"),),
+        "container.name",
+        '"web-edge" is not possible here: containers, volumes or network aliases of another',
+        ("esteira:container:", "  name: web-edge-app"),
+    ),
+    Wrong(
+        (("container/name", "web-green"),),
+        "container.name",
+        "No name is esteira, or ends in -edge, -edge-next, -edge-data, -blue, -green, -candidate.",
+        ("esteira:container:", "  name: web-green-app"),
+    ),
+    Wrong(
+        (("container/name", "n" * 58),),
+        "container.name",
+        "a name has 2 to 57 letters",
+        ("esteira:container:", f"  name: {'n' * 57}"),
+    ),
+    Wrong(
         (("container/name", "para site"),),
         "container.name",
-        '"para site" is not possible here: a name has 2 to 63 letters, digits, "_", "." and "-",',
+        '"para site" is not possible here: a name has 2 to 57 letters, digits, "_", "." and "-",',
         ("esteira:container:", "  name: para-site"),
     ),
     Wrong(
         (("container/name", "p"),),
         "container.name",
-        '"p" is not possible here: a name has 2 to 63 letters, digits, "_", "." and "-", and',
+        '"p" is not possible here: a name has 2 to 57 letters, digits, "_", "." and "-", and',
         ("esteira:container:", "  name: parasite"),
     ),
     Wrong(
         (("container/name", "-parasite"),),
         "container.name",
-        '"-parasite" is not possible here: a name has 2 to 63 letters, digits, "_", "." and "-",',
+        '"-parasite" is not possible here: a name has 2 to 57 letters, digits, "_", "." and "-",',
         ("esteira:container:", "  name: parasite"),
     ),
     Wrong(
