@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.engine.stack import shows
+from tests.engine.test_policy import pack  # noqa: F401 - a fixture
 from tests.live import images
 from tests.live.machines import Machine
 from tests.live.project import REPOSITORY
@@ -21,7 +23,10 @@ from tests.live.registry import Registry
 README = (REPOSITORY / "README.md").read_text()
 TUTORIAL = README.partition("## A first real server")[2].partition("\n## ")[0]
 ROLLBACK = (REPOSITORY / "docs/rollback.md").read_text()
+SECURITY = (REPOSITORY / "docs/security.md").read_text()
 USER = "newcomer"
+EDGE = "esteira/edge:1.0.0"
+"""The edge's image under a name that the rules for production allow."""
 
 
 def block(text: str, begins: str) -> str:
@@ -32,10 +37,12 @@ def block(text: str, begins: str) -> str:
 
 
 class Newcomer:
-    """Somebody with a checkout, an empty home, a registry and a server on which nothing is prepared but Docker."""
+    """Somebody with a checkout, an empty home, a registry and two servers on which nothing is prepared but Docker."""
 
-    def __init__(self, folder: Path, server: Machine, registry: Registry, builder: Machine) -> None:
-        self.server, self.registry = server, registry
+    def __init__(
+        self, folder: Path, servers: tuple[Machine, Machine], registry: Registry, builder: Machine
+    ) -> None:
+        (self.server, self.production), self.registry = servers, registry
         self.root, self.home = folder / "esteira", folder / "home"
         self.home.mkdir()
         files = subprocess.run(
@@ -77,16 +84,33 @@ class Newcomer:
         for line in ([*first], ["add", "-A"], ["commit", "-q", "--allow-empty", "-m", "change"]):
             if line:
                 subprocess.run([*git, *line], check=True, env=self.environ)
-        done = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-        return done.stdout.strip()
+        return self.head
 
-    def types(self, text: str, stdin: str = "") -> str:
-        """Type lines as they are shown, with this server, registry and user in place of the examples; what is shown."""
+    @property
+    def head(self) -> str:
+        """The commit that is checked out."""
+        git = ["git", "-C", str(self.root), "rev-parse", "HEAD"]
+        return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+
+    def types(self, text: str, **answers: str) -> str:
+        """Type lines as they are shown, with these servers, registry and users in place of the examples; what is shown.
+
+        ``answers`` are what is typed where ``pulumi config set --secret`` asks: a word of the line, and the secret.
+        """
+        for word, answer in answers.items():
+            file = self.home / f"typed-{word}"
+            file.write_text(answer)
+            text, asked = re.subn(
+                rf"(?m)^(pulumi config set --secret .*\b{word}\b.*)$", rf"\1 <'{file}'", text
+            )
+            assert asked == 1, f"{word} is asked for {asked} times:\n{text}"
         for shown, real in (
             ("203.0.113.10", self.server.host),
+            ("203.0.113.20", self.production.host),
             ("registry.gitlab.com", self.registry.address),
             ("group/parasite", "engine/first-server"),
             ("deploy-token-name", self.registry.user),
+            ("pull-token-name", self.registry.pull_user),
             # Pulumi takes this home from the password file, not from HOME.
             ("file://~", f"file://{self.home}"),
             ("servers[0].user' deploy", f"servers[0].user' {USER}"),
@@ -96,7 +120,7 @@ class Newcomer:
             ["sh", "-e", "-c", text],
             cwd=self.root,
             env=self.environ,
-            input=stdin,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -106,19 +130,44 @@ class Newcomer:
         assert done.returncode == 0, f"{text}\n{done.stdout}"
         return done.stdout
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """What the stack file says now."""
-        written = yaml.safe_load((self.root / "Pulumi.staging.yaml").read_text())["config"]
+    def settings(self, stack: str = "staging") -> dict[str, Any]:
+        """Give what the stack file says now."""
+        written = yaml.safe_load((self.root / f"Pulumi.{stack}.yaml").read_text())["config"]
         return {key.removeprefix("esteira:"): value for key, value in written.items()}
+
+    def prepares(self, server: Machine) -> str:
+        """Type on a server, as root, what is shown; Docker is there already. Give what was shown."""
+        public = (self.home / ".ssh/esteira.pub").read_text()
+        lines = block(TUTORIAL, "apt-get update").replace("deploy", USER).splitlines()
+        rest = "\n".join(line for line in lines if not line.startswith("apt-get"))
+        assert len(rest.splitlines()) == len(lines) - 1
+        folder = f"/home/{USER}/.ssh"
+        rest = rest.replace(f"~{USER}/.ssh", folder).replace("cat >>", f"printf '%s' '{public}' >>")
+        server.path("etc/ssh/ssh_host_ed25519_key.pub").write_text(server.host_key + "\n")
+        server.sh("getent group docker || groupadd docker; chgrp docker /run/docker.sock")
+        shown = server.sh(rest)
+        # The tests' sshd looks for keys elsewhere, and without PAM takes "!" in shadow for a locked account.
+        server.sh(f"cp {folder}/authorized_keys /etc/ssh/keys/{USER}; usermod --password '*' {USER}")
+        assert server.sh(f"stat -c '%U %a' {folder}") == f"{USER} 700"
+        return shown
 
 
 @pytest.fixture(scope="module")
 def newcomer(
-    tmp_path_factory: pytest.TempPathFactory, one: Machine, registry: Registry, builder: Machine
+    tmp_path_factory: pytest.TempPathFactory,
+    servers: tuple[Machine, Machine],
+    registry: Registry,
+    builder: Machine,
 ) -> Newcomer:
     """Give a newcomer; the tests of this file are his steps, one after the other."""
-    return Newcomer(tmp_path_factory.mktemp("first-server"), one, registry, builder)
+    for machine in servers:
+        machine.docker("tag", images.EDGE, EDGE)
+    return Newcomer(tmp_path_factory.mktemp("first-server"), servers, registry, builder)
+
+
+def fingerprint(shown: str) -> str:
+    """Return the last fingerprint that was shown."""
+    return str(re.findall(r"SHA256:\S+", shown)[-1])
 
 
 class TestFirstServer:
@@ -127,23 +176,8 @@ class TestFirstServer:
     def test_keys_and_fingerprints(self, newcomer: Newcomer) -> None:
         (newcomer.home / ".ssh").mkdir(mode=0o700)
         shown = newcomer.types(block(TUTORIAL, "ssh-keygen -t ed25519"))
-        public = (newcomer.home / ".ssh/esteira.pub").read_text()
-        assert public in shown
-
-        # On the server, as root; Docker is there already.
-        lines = block(TUTORIAL, "apt-get update").replace("deploy", USER).splitlines()
-        rest = "\n".join(line for line in lines if not line.startswith("apt-get"))
-        assert len(rest.splitlines()) == len(lines) - 1
-        folder = f"/home/{USER}/.ssh"
-        rest = rest.replace(f"~{USER}/.ssh", folder).replace("cat >>", f"printf '%s' '{public}' >>")
-        newcomer.server.path("etc/ssh/ssh_host_ed25519_key.pub").write_text(newcomer.server.host_key + "\n")
-        newcomer.server.sh("getent group docker || groupadd docker; chgrp docker /run/docker.sock")
-        there = newcomer.server.sh(rest)
-        # The tests' sshd looks for keys elsewhere, and without PAM takes "!" in shadow for a locked account.
-        newcomer.server.sh(f"cp {folder}/authorized_keys /etc/ssh/keys/{USER}; usermod --password '*' {USER}")
-        assert newcomer.server.sh(f"stat -c '%U %a' {folder}") == f"{USER} 700"
-        fingerprints = [re.findall(r"SHA256:\S+", text)[-1] for text in (shown, there)]
-        assert fingerprints[0] == fingerprints[1]
+        assert (newcomer.home / ".ssh/esteira.pub").read_text() in shown
+        assert fingerprint(shown) == fingerprint(newcomer.prepares(newcomer.server))
 
     def test_prepare_the_checkout(self, newcomer: Newcomer) -> None:
         shown = newcomer.types(block(TUTORIAL, "./esteira --version"))
@@ -152,16 +186,20 @@ class TestFirstServer:
 
     def test_say_what_is_yours(self, newcomer: Newcomer) -> None:
         newcomer.types(
-            block(TUTORIAL, "pulumi config set esteira:registry "), stdin=newcomer.registry.password
+            block(TUTORIAL, "pulumi config set --path 'esteira:image.context'"),
+            registryPassword=newcomer.registry.password,
+            pullPassword=newcomer.registry.pull_password,
         )
         # What is a test's own: a registry without TLS, an edge that is there.
         newcomer.types(
-            f"pulumi config set esteira:registryInsecure true; pulumi config set esteira:edgeImage {images.EDGE}"
+            f"pulumi config set esteira:registryInsecure true; pulumi config set esteira:edgeImage {EDGE}"
         )
-        server = newcomer.settings["servers"][0]  # type: ignore[index]
+        settings = newcomer.settings()
+        server = settings["servers"][0]
         assert (server["host"], server["user"], server["sudo"]) == (newcomer.server.host, USER, False)
         assert server["hostKey"] == newcomer.server.host_key
-        assert newcomer.settings["serverPrivateKey"].keys() == {"secure"}  # type: ignore[attr-defined]
+        assert settings["serverPrivateKey"].keys() == {"secure"}
+        assert settings["pullUser"] == newcomer.registry.pull_user
 
     def test_look_then_do_it(self, newcomer: Newcomer) -> None:
         first = newcomer.commit()
@@ -181,10 +219,12 @@ class TestFirstServer:
 
     def test_secrets_of_the_application(self, newcomer: Newcomer) -> None:
         (newcomer.root / "key.pem").write_text("MARKER-file")
-        newcomer.types(block(TUTORIAL, "pulumi config set --secret --path"), stdin="MARKER-environment")
+        newcomer.types(
+            block(TUTORIAL, "pulumi config set --secret --path"), DATABASE_URL="MARKER-environment"
+        )
         written = (newcomer.root / "Pulumi.staging.yaml").read_text()
         assert "MARKER" not in written
-        assert newcomer.settings["secretFiles"].keys() == {"/run/secrets/key.pem"}  # type: ignore[attr-defined]
+        assert newcomer.settings()["secretFiles"].keys() == {"/run/secrets/key.pem"}
         newcomer.types("pulumi up")
         assert newcomer.server.docker("exec", "parasite", "cat", "/run/secrets/key.pem") == "MARKER-file"
         newcomer.types(
@@ -201,16 +241,44 @@ class TestFirstServer:
         newcomer.types(block(ROLLBACK, "pulumi config rm esteira:commit"))
         assert shows(newcomer.server, commits[0])
 
-    def test_production_is_set_up(self, newcomer: Newcomer) -> None:
-        lines = block(TUTORIAL, "pulumi stack init prod").splitlines()
-        assert lines.pop() == "pulumi up", "its servers are examples: nothing can be deployed there"
-        newcomer.types("\n".join(lines), stdin="MARKER-password")
-        written = yaml.safe_load((newcomer.root / "Pulumi.prod.yaml").read_text())["config"]
-        assert {
-            "esteira:registryPassword",
-            "esteira:pullPassword",
-            "esteira:serverPrivateKey",
-        } <= written.keys()
+    def test_a_user_with_sudo(self, newcomer: Newcomer) -> None:
+        """As docs/security.md shows it, in place of the group."""
+        newcomer.server.sh(f"gpasswd --delete {USER} docker")
+        shown = newcomer.server.sh(block(SECURITY, "echo 'deploy ALL").replace("deploy", USER))
+        assert "parsed OK" in shown
+        newcomer.types(block(SECURITY, "pulumi config set --path 'esteira:servers[0].sudo' true"))
+        assert newcomer.settings()["servers"][0]["sudo"] is True
+        shown = newcomer.types("pulumi up")
+        assert "may not use Docker" not in shown
+        assert "unchanged" in newcomer.types("pulumi up")
+
+    def test_production(self, newcomer: Newcomer, pack: Path) -> None:  # noqa: F811
+        """The whole block, to its last line; the pack's packages are the ones that its own test has installed."""
+        newcomer.prepares(newcomer.production)
+        (newcomer.root / "policy/.venv").symlink_to(pack / ".venv")
+        lines = block(TUTORIAL, "pulumi stack init prod").replace("(cd policy && pulumi install)\n", "")
+        up = lines.splitlines()[-1]
+        assert up == "pulumi up --policy-pack policy"
+        settings = (
+            f"pulumi config set esteira:registryInsecure true\npulumi config set esteira:edgeImage {EDGE}\n"
+        )
+        shown = newcomer.types(
+            lines.replace(up, settings + up),
+            registryPassword=newcomer.registry.password,
+            pullPassword=newcomer.registry.pull_password,
+        )
+        assert fingerprint(shown) == fingerprint(newcomer.production.sh("ssh-keygen -lf /etc/ssh/*_key.pub"))
+        assert "esteira@v0.1.0" in shown, "the rules were looked at"
+        assert "docker:index:Image" not in shown, "nothing is built"
+        assert shows(newcomer.production, newcomer.head)
+        [server] = newcomer.settings("prod")["servers"]
+        assert server == {
+            "name": "web-1",
+            "host": newcomer.production.host,
+            "user": USER,
+            "sudo": False,
+            "hostKey": newcomer.production.host_key,
+        }
 
     def test_state_moves_to_another_backend(self, newcomer: Newcomer) -> None:
         """As docs/backends.md says it."""

@@ -152,7 +152,8 @@ class TestOtherLanguages:
             ["pulumi", "package", "get-schema", str(plugin)], capture_output=True, text=True, check=True
         )
         schema = json.loads(done.stdout)
-        assert schema["name"] == "esteira"
+        # What the package is called in a language: @esteira/esteira in TypeScript.
+        assert (schema["namespace"], schema["name"]) == ("esteira", "esteira")
         [(token, resource)] = schema["resources"].items()
         assert (token, resource["isComponent"]) == ("esteira:index:Application", True)
         assert resource["properties"].keys() == {"commit", "image", "digest", "addresses", "releases"}
