@@ -393,7 +393,7 @@ edge_is_declared() {
 bring_edge() {
   lasting=$free
   [ -z "$trial" ] || lasting=$(other_slot "$free")
-  if [ -z "$domain" ]; then
+  if [ -z "$domain" ] || { [ -n "$edge_id" ] && [ "$edge_mark" != "$edge_fingerprint" ]; }; then
     install_edge
   else
     add_site "$lasting"
@@ -411,7 +411,9 @@ remove_other_edge() {
 # from a container that publishes it itself (adoption). Everything is made ready first; the gap is stop and start.
 install_edge() {
   set --
-  port_number=0
+  port_number=0 edge_address=http://localhost:10000/
+  # shellcheck disable=SC2086 # words
+  [ -z "$domain" ] || { set -- $shared_ports && edge_address=http://localhost:80/; }
   for published in $published_ports; do
     set -- "$@" "--publish=$published:$((10000 + port_number))"
     port_number=$((port_number + 1))
@@ -439,7 +441,8 @@ install_edge() {
     abandon
     fail "The edge does not start on server $server: $message. $advice $taken_back"
   fi
-  [ -n "$replaced_edge" ] || name_edge
+  # One that applications share is not on trial: another's deployment would take the two for a replacement that was cut off.
+  [ -n "$replaced_edge" ] && [ -z "$domain" ] || name_edge
   measure "$gap_start"
   if [ -n "$took_over" ]; then
     say "the edge took the port over from commit $(printf %.7s "$serving_commit"); not served for $took"
@@ -455,7 +458,7 @@ start_created_edge() {
   read_clock && edge_start=$now
   # Its volume may still say that another slot serves.
   if enter_edge && if [ -n "$took_over" ]; then point_edge "$free"; else move_edge "$free"; fi; then
-    while probe_ask "http 2 http://localhost:10000/"; do
+    while probe_ask "http 2 $edge_address"; do
       case $answer in *HTTP/*) return 0 ;; esac
       read_clock
       [ $((now - edge_start)) -lt 1000 ] || break

@@ -252,6 +252,19 @@ create_edge() {
     refuse "The edge cannot be created" "$(docker_said)"
   [ "$front" = "$network" ] || docker network connect "$network" "$created_edge" 2>"$passing/error" ||
     refuse "The edge cannot join network $network" "$(docker_said)"
+  [ -z "$domain" ] || join_sites
+}
+
+# Lets a new shared edge reach the applications whose sites are in its volume already.
+join_sites() {
+  docker cp "$created_edge:/edge" "$passing/sites" 2>/dev/null
+  for site in "$passing/sites"/*/site; do
+    site=${site%/site}
+    # Docker lets a container that does not run join a network that is not there, and then does not start it.
+    [ "${site##*/}" != "$name" ] && docker network inspect "esteira-${site##*/}" >/dev/null 2>&1 || continue
+    docker network connect "esteira-${site##*/}" "$created_edge" 2>/dev/null
+  done
+  rm -rf "$passing/sites"
 }
 
 # Puts the configuration into the volume of an edge that does not run yet; its first slot is $1.
@@ -296,10 +309,13 @@ reload_edge() {
   docker exec "$edge_id" caddy reload --config /edge/Caddyfile --adapter caddyfile >/dev/null 2>"$passing/error"
 }
 
+shared_ports='--publish=80:80 --publish=443:443 --publish=443:443/udp'
+
 # Adds this application to the edge that applications with a domain share; it points at slot $1 from then on.
 add_site() {
   if [ -z "$edge_id" ]; then
-    create_edge "$edge" --publish=80:80 --publish=443:443 --publish=443:443/udp
+    # shellcheck disable=SC2086 # words
+    create_edge "$edge" $shared_ports
     configure_stopped_edge "$1"
     still_wanted
     if ! docker start "$created_edge" >/dev/null 2>"$passing/error"; then

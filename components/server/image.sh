@@ -8,6 +8,8 @@ advise() {
       advice="The disk of server $server is full. Free room there (docker system df shows what Docker uses), then run it again." ;;
     *"no matching manifest"* | *"does not match the specified platform"*)
       advice="The image was not built for this server ($server_arch). Set image.platform to linux/$server_arch and build it again." ;;
+    *"network "*" not found"*)
+      advice="That network is not on server $server. Make it there (docker network create), or take it from container.networks." ;;
     *"manifest unknown"* | *"not found"*)
       advice="The registry no longer has this image. Check the registry's clean-up rules, or build the commit again." ;;
     *[Uu]nauthorized* | *"denied"* | *"no basic auth credentials"* | *"authentication required"*)

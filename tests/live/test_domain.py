@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.live.images import EDGE
 from tests.live.machines import HERE, Machine, run, wait_for
 from tests.live.project import Project
 from tests.live.registry import Registry
@@ -189,6 +190,49 @@ class TestSharing:
         assert f"commit {shop.head}" in ask(one, "shop.test").text
         shop.destroy().expect_good()
         assert one.docker("ps", "-aq").split() == []
+
+    def test_another_image(  # noqa: PLR0917 - fixtures
+        self,
+        project: Project,
+        one: Machine,
+        registry: Registry,
+        builder: Machine,
+        record: Callable[[str], None],
+        tmp_path: Path,
+    ) -> None:
+        """The shared edge is replaced with all its sites; where the new one does not start, the old one is back."""
+        internal = {"strategy": "blueGreen", "acme": {"directory": "internal"}, "rollout": {"watch": 0}}
+        shop = project
+        shop.server(one)
+        shop.settings |= {**internal, "domain": "shop.test"}
+        shop.up().expect_good()
+        cafe = Project(tmp_path / "cafe", registry, builder, "live/cafe")
+        cafe.server(one)
+        cafe.settings |= {**internal, "domain": "cafe.test"}
+        cafe.settings["container"] = {**cafe.settings["container"], "name": "cafe"}
+        cafe.up().expect_good()
+
+        # Any image without a caddy.
+        one.docker("tag", one.inspect("cafe")["Image"], "esteira/broken:1")
+        shop.commit()
+        shop.up(edgeImage="esteira/broken:1").expect_bad("The edge does not start")
+        for domain, served in (("shop.test", "commit "), ("cafe.test", f"commit {cafe.head}")):
+            assert served in ask(one, domain).text
+        for number in (1, 2):
+            shop.settings["edgeImage"] = f"esteira/another:{number}"
+            one.docker("tag", EDGE, shop.settings["edgeImage"])
+            with steady(one, "cafe.test") as failures:
+                shop.up().expect_good()
+            record(
+                f"another's edge image: {failures.failed} of {failures.sent} requests to the other domain failed"
+            )
+            assert one.inspect("esteira-edge")["Config"]["Image"] == shop.settings["edgeImage"]
+            assert f"commit {shop.head}" in ask(one, "shop.test").text
+            assert f"commit {cafe.head}" in ask(one, "cafe.test").text
+            assert "esteira-edge-next" not in one.docker("ps", "-a", "--format", "{{.Names}}")
+        one.docker("rm", "--force", "esteira-edge")
+        shop.up().expect_good()
+        assert f"commit {cafe.head}" in ask(one, "cafe.test").text
 
     def test_plain_port_to_domain_and_back(self, project: Project, one: Machine) -> None:
         """The same release: nothing is built, and it is not stopped."""
