@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import pulumi
 import yaml
@@ -1272,7 +1272,8 @@ def image_name(settings: Settings) -> str:
 M = TypeVar("M", bound=_Model)
 
 
-def _key_fields(model: type[BaseModel]) -> dict[str, tuple[str, FieldInfo]]:
+@cache
+def _key_fields(model: type[BaseModel]) -> Mapping[str, tuple[str, FieldInfo]]:
     """Keys of a model as the stack file spells them, each with its field."""
     return {
         field.alias or name: (name, field)
@@ -1397,13 +1398,23 @@ def _partial(model: type[M], good: dict[str, Any]) -> M:
             values[name] = good[name]
         elif field.is_required():
             values[name] = None
-        elif field.default_factory_takes_validated_data:
-            values[name] = field.get_default(call_default_factory=True, validated_data={**good, **values})
         else:
-            values[name] = field.get_default(call_default_factory=True)
+            values[name] = _default(model, name)({**good, **values})
     if model is HealthSettings and "test" not in good and good.get("path"):
         values["test"] = "http"
     return model.model_construct(**values)
+
+
+@cache
+def _default(model: type[BaseModel], name: str) -> Callable[[dict[str, Any]], Any]:
+    """Return what makes a field's default of the fields before it. Pydantic looks at its signature again each time."""
+    field = model.model_fields[name]
+    if field.default_factory_takes_validated_data:
+        return cast("Callable[[dict[str, Any]], Any]", field.default_factory)
+    if field.default_factory is None:
+        return lambda _: field.get_default()
+    made = cast("Callable[[], Any]", field.default_factory)
+    return lambda _: made()
 
 
 def _missing(key: str, field: FieldInfo) -> Fault:

@@ -10,6 +10,7 @@ import subprocess
 import textwrap
 import threading
 from collections.abc import Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -154,6 +155,7 @@ def failures() -> list[str]:
     ]
 
 
+@cache
 def pattern_of(row: str) -> re.Pattern[str]:
     """Return what finds a quoted sentence: in Python a value stands as …, in the shell as $name."""
     pieces = [piece.strip(" .") for piece in row.split("…")]
