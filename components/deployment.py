@@ -79,6 +79,13 @@ class Deployment(pulumi.ComponentResource):
         self._rescue = Rescue(settings, args["commit"]) if len(settings.servers) > 1 else None
         self._hooks = _hooks(name, self._rescue)
         self._marks: list[pulumi.Output[str]] = []
+        if settings.pulls_with_job_token:
+            pulumi.warn(
+                "The server pulls with this job's token, which changes its commands in every job, also where nothing "
+                "else has changed: let the stack gitlab make a deploy token (esteira:gitlab.deployToken), or set "
+                "esteira:pullUser and esteira:pullPassword.",
+                self,
+            )
         phases = [self._phases(server) for server in settings.servers]
 
         def declare(index: int, phase: str, suffix: str, after: Sequence[pulumi.Resource]) -> Command:
