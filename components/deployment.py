@@ -6,7 +6,6 @@ the others in batches, and when all have switched they are confirmed. One server
 """
 
 import asyncio
-import getpass
 import os
 import shlex
 import socket
@@ -189,7 +188,7 @@ class Deployment(pulumi.ComponentResource):
             declared = "" if f"commit {commit}" in found else f"; declared is commit {commit}"
             pulumi.info(f"server {server.name} has {found}{declared}", self)
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
-        who = deployer(os.environ, getpass.getuser(), socket.gethostname())
+        who = deployer(os.environ, socket.gethostname())
         return pulumi.Stash(
             f"{self._name}-{server.name}-request",
             input=f"{now} UTC, {who}, found {found or 'it unread'}{self._renewal(server, mark)}",
