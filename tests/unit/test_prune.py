@@ -11,6 +11,7 @@ import pytest
 
 from cli import prune
 from cli.prune import Tag, human, plan
+from components.arguments import owner_of
 from components.errors import EsteiraError
 from components.reading import ContainerReading, Reading
 from components.settings import Settings
@@ -116,6 +117,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    (tmp_path / "Pulumi.yaml").write_text("name: shop\nruntime: python\n")
     with StandIn() as gitlab:
         yield Place(gitlab, tmp_path, monkeypatch)
 
@@ -253,5 +255,8 @@ class TestStacks:
             "aws:region": {"value": "x", "secret": False},
         }
         monkeypatch.setattr(prune, "_pulumi", lambda *_: said)
+        (tmp_path / "Pulumi.yaml").write_text("name: shop\nruntime: python\n")
         settings = prune.settings_of(tmp_path, "prod")
         assert (settings.repository, settings.servers[0].local) == ("g/p", True)
+        # Whose containers they are: asked for another project's, a server would name no kept release.
+        assert owner_of(settings) == "shop/prod/parasite"
