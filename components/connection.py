@@ -88,11 +88,11 @@ def ssh_client(settings: Settings, server: ServerSettings) -> Iterator[paramiko.
                     ("", 0),
                     timeout=settings.connect_timeout,
                 )
-            except paramiko.SSHException as error:
+            except (paramiko.SSHException, OSError, EOFError) as error:
                 raise EsteiraError(
                     f"The jump host {server.jump_host.host} does not reach server {server.name} "
-                    f"({server.host}:{server.port}): {error}. Check esteira:servers host and port, and that the jump "
-                    "host allows TCP forwarding."
+                    f"({server.host}:{server.port}): {_network_reason(error)}. Check esteira:servers host "
+                    "and port, and that the jump host allows TCP forwarding."
                 ) from None
         client = _connect(
             settings,

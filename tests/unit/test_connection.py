@@ -261,6 +261,15 @@ class TestFailures:
         assert "TCP forwarding" in message
 
     @pytest.mark.parametrize(
+        "failure",
+        [EOFError(), OSError("Socket is closed"), ConnectionResetError(104, "Connection reset by peer")],
+    )
+    def test_a_jump_host_that_hangs_up(self, failure: BaseException) -> None:
+        """A traceback would take the sentences of all other servers with it."""
+        message = refused(settings(), failure, "channel")
+        assert message.startswith("The jump host jump.example.com does not reach server web")
+
+    @pytest.mark.parametrize(
         ("failure", "reason"),
         [
             (TimeoutError(), "no answer in time"),
