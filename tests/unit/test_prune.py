@@ -85,7 +85,7 @@ class Place:
         serving = ContainerReading(
             "running", "o", f"registry.example.com/group/parasite@{digest(1)}", "f", sha(1)
         )
-        self.reading: Reading | EsteiraError = Reading("amd64", serving, ())
+        self.reading: Reading | EsteiraError = Reading(serving, ())
         monkeypatch.setenv("GITLAB_TOKEN", gitlab.token)
         monkeypatch.setenv("GITLAB_BASE_URL", gitlab.base_url)
         monkeypatch.delenv("CI_PROJECT_PATH", raising=False)
@@ -152,7 +152,7 @@ class TestRun:
     def test_another_stacks_server_is_not_taken_for_its_own(self, place: Place) -> None:
         """As in a job of an environment whose variables name the server of another one."""
         place.push(1, 2, 3)
-        place.reading = Reading("amd64", None, ())
+        place.reading = Reading(None, ())
         with pytest.raises(EsteiraError, match="web neither runs nor keeps it, so nothing is deleted"):
             place.prune()
         assert len(place.left()) == 3
