@@ -215,7 +215,8 @@ def _create_registry(place: Place, settings: Settings) -> None:
         *("--env", "REGISTRY_AUTH=htpasswd", "--env", "REGISTRY_AUTH_HTPASSWD_REALM=esteira"),
         *("--env", f"REGISTRY_AUTH_HTPASSWD_PATH={password_file}"),
         *("--env", "REGISTRY_STORAGE_DELETE_ENABLED=true"),
-        *("--log-opt", "max-size=10m", "--log-opt", "max-file=2"),
+        # The driver too: the daemon's own may be one that refuses these options (journald, syslog).
+        *("--log-driver", "json-file", "--log-opt", "max-size=10m", "--log-opt", "max-file=2"),
         images.REGISTRY,
     )
     try:

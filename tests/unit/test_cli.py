@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -164,6 +165,22 @@ def test_the_local_stack_is_of_the_project_that_is_named(tmp_path: Path) -> None
     place = local.Place(tmp_path)
     place.make()
     assert owner_of(place.settings()) == "shop/local/parasite"
+
+
+def test_the_registry_s_log_options_name_their_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon whose own driver is journald or syslog refuses them otherwise."""
+    for name in ("Pulumi.yaml", "Pulumi.local.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    place = local.Place(tmp_path)
+    place.make()
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(docker, "docker", lambda *words, **_: told.append(words))
+    monkeypatch.setattr(docker, "labels_of", lambda *_: {})
+    local._create_registry(place, place.settings())
+    [create] = [words for words in told if words[0] == "create"]
+    assert create[create.index("max-size=10m") - 3 :][:3] == ("--log-driver", "json-file", "--log-opt")
 
 
 class TestPorts:
