@@ -438,12 +438,12 @@ class HealthSettings(_Model):
             for name, camel in (("path", "path"), ("status", "status")):
                 if name in given:
                     yield Fault(
-                        f'"{camel}" has a sense with the test "http" only, but the test is "{self.test}".',
+                        f'"{camel}" makes sense only with the test "http", but the test is "{self.test}".',
                         ("test",),
                         "http",
                     )
         if self.test in {"image", "none"} and "port" in given:
-            yield Fault(f'"port" has no sense with the test "{self.test}".', ("test",), "tcp")
+            yield Fault(f'"port" makes no sense with the test "{self.test}".', ("test",), "tcp")
 
 
 class AcmeSettings(_Model):
