@@ -71,7 +71,6 @@ class Client:
         self.origin = time.monotonic()
         self.records: list[tuple[int, float, float, str]] = []
         self.late: list[float] = []
-        self.at_once = 0
 
     async def carry_out(self) -> Result:
         """Send until stopped; what is in flight then is let finish."""

@@ -95,7 +95,7 @@ def _preview(servers: int) -> int:
         other = reading.ContainerReading(
             "running", owner, f"{Registry.name}@{DIGEST}", "0" * 64, "7" * 40, restart="always"
         )
-        return {server.name: reading.Reading("amd64", other, (other,)) for server in settings.servers}
+        return {server.name: reading.Reading(other, (other,)) for server in settings.servers}
 
     vars(image)["from_settings"] = lambda _: Registry()
     vars(reading)["read_servers"] = read

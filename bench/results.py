@@ -107,17 +107,6 @@ class Result:
         times = [first, *good, last]
         return max(after - before for before, after in itertools.pairwise(times))
 
-    def latencies(self, kind: str) -> list[float]:
-        """Give the seconds that good requests of a kind took, the quickest first."""
-        number = self.kinds.index(kind)
-        return sorted(
-            record[2] - record[1] for record in self.records if record[0] == number and not record[3]
-        )
-
-    def failed_between(self, since: float, until: float) -> int:
-        """Count the failed requests that were under way at some time between ``since`` and ``until``."""
-        return sum(1 for _, sent, ended, reason in self.records if reason and sent < until and ended > since)
-
     def table(self) -> str:
         """Show the counts of every kind, one a line."""
         lines = [f"{'kind':<11}{'sent':>8}{'ok':>8}{'failed':>8}  why"]

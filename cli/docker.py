@@ -12,7 +12,7 @@ from cli import console, machine, shell
 from components.errors import EsteiraError
 
 OLDEST = (20, 10)
-"""The oldest Docker Engine that is promised (DESIGN.md: Debian bookworm's)."""
+"""The oldest Docker Engine that is promised (Debian bookworm's)."""
 
 _START_SECONDS = 60
 

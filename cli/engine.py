@@ -20,7 +20,7 @@ import semver
 import yaml
 
 from cli import console, shell
-from cli.local import PROJECT, STACK, Place
+from cli.local import STACK, Place, project_name
 from components.errors import EsteiraError
 from components.settings import NAMESPACE
 
@@ -167,7 +167,9 @@ def configuration(place: Place, engine: Engine) -> Path:
     """
     folder = place.folder / "stack"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (folder / "Pulumi.yaml").write_text(f"name: {PROJECT}\nruntime: python\n", encoding="utf-8")
+    (folder / "Pulumi.yaml").write_text(
+        f"name: {project_name(place.root)}\nruntime: python\n", encoding="utf-8"
+    )
     made = folder / f"Pulumi.{STACK}.yaml"
     if not has_state(place) or not made.exists():
         made.unlink(missing_ok=True)

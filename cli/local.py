@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bcrypt
+import yaml
 
 from cli import console, docker, images, machine, shell
 from components.errors import EsteiraError
 from components.settings import Settings, load_settings, parse_stack_file
 
 STACK = "local"
-PROJECT = "esteira"
 
 REGISTRY_CONTAINER = "esteira-registry"
 REGISTRY_VOLUME = "esteira-registry"
@@ -31,6 +31,17 @@ _LABEL = "esteira.local=true"
 _CHECKOUT = "esteira.checkout"
 """Labels of container and volume: what they are, and whose."""
 _ANSWER_SECONDS = 30
+
+
+def project_name(root: Path) -> str:
+    """Return the project's name, which is part of every container's owner."""
+    try:
+        described = yaml.safe_load((root / "Pulumi.yaml").read_text(encoding="utf-8"))
+        return str(described["name"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        raise EsteiraError(
+            f"{root / 'Pulumi.yaml'} names no project. Type this in the project's folder."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Place:
         return load_settings(
             stack_file.values,
             stack_file.secret_keys,
-            project=PROJECT,
+            project=project_name(self.root),
             stack=STACK,
             root=self.root,
             environ=os.environ,
@@ -204,7 +215,8 @@ def _create_registry(place: Place, settings: Settings) -> None:
         *("--env", "REGISTRY_AUTH=htpasswd", "--env", "REGISTRY_AUTH_HTPASSWD_REALM=esteira"),
         *("--env", f"REGISTRY_AUTH_HTPASSWD_PATH={password_file}"),
         *("--env", "REGISTRY_STORAGE_DELETE_ENABLED=true"),
-        *("--log-opt", "max-size=10m", "--log-opt", "max-file=2"),
+        # The driver too: the daemon's own may be one that refuses these options (journald, syslog).
+        *("--log-driver", "json-file", "--log-opt", "max-size=10m", "--log-opt", "max-file=2"),
         images.REGISTRY,
     )
     try:

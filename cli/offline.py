@@ -219,6 +219,8 @@ def placeholders(file: Path) -> tuple[dict[str, object], list[str], dict[str, st
         }
     if "registryUser" not in values:
         variables |= {"CI_REGISTRY_USER": "gitlab-ci-token", "CI_REGISTRY_PASSWORD": PLACEHOLDER}
+        # What servers pull with is a variable of protected branches too.
+        variables |= {"CI_DEPLOY_USER": "offline", "CI_DEPLOY_PASSWORD": PLACEHOLDER}
     named = {f"{NAMESPACE}:{name}": value for name, value in config.items()}
     return named, sorted(named), variables
 

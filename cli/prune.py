@@ -23,7 +23,7 @@ import gitlab
 from gitlab.exceptions import GitlabGetError
 from gitlab.v4.objects import Project
 
-from cli import console, shell
+from cli import console, local, shell
 from components.arguments import owner_of
 from components.errors import EsteiraError
 from components.gitlab_access import asked, client
@@ -208,7 +208,12 @@ def settings_of(root: Path, stack: str) -> Settings:
             if entry.get("secret"):
                 secret.add(key)
     return load_settings(
-        values, frozenset(secret), project="esteira", stack=stack, root=root, environ=os.environ
+        values,
+        frozenset(secret),
+        project=local.project_name(root),
+        stack=stack,
+        root=root,
+        environ=os.environ,
     )
 
 
@@ -256,7 +261,7 @@ def _access(root: Path, use: Use, project: str | None) -> GitlabStack:
     access = load_stack(
         {"registry": use.registry, "repository": use.repository, "gitlab": {"project": path}},
         frozenset(),
-        project="esteira",
+        project=local.project_name(root),
         stack=use.stack,
         root=root,
         environ=os.environ,

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cli import local, shell
 from components.errors import EsteiraError
 from components.settings import NAMESPACE, Settings, SettingsError, load_settings, parse_stack_file
@@ -54,17 +52,6 @@ def choose(root: Path, stack: str | None) -> str:
         if answer.returncode == 0 and answer.stdout.strip():
             return answer.stdout.strip().rpartition("/")[2]
     return local.STACK
-
-
-def project_name(root: Path) -> str:
-    """Return the project's name, which is part of every container's owner."""
-    try:
-        described = yaml.safe_load((root / "Pulumi.yaml").read_text(encoding="utf-8"))
-        return str(described["name"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        raise EsteiraError(
-            f"{root / 'Pulumi.yaml'} names no project. Type this in the project's folder."
-        ) from None
 
 
 def declared(root: Path, stack: str) -> Declared:
@@ -165,5 +152,5 @@ def _stand_in(value: object) -> object:
 
 def _load(root: Path, stack: str, values: Mapping[str, Any], secret: frozenset[str]) -> Settings:
     return load_settings(
-        values, secret, project=project_name(root), stack=stack, root=root, environ=os.environ
+        values, secret, project=local.project_name(root), stack=stack, root=root, environ=os.environ
     )

@@ -1,7 +1,7 @@
 """SSH connections to servers: for the reading (paramiko) and for the deployment's commands (pulumi-command).
 
 Both pin the server's host key, offer nothing but the declared credential and try once: a wrong password that is tried
-again and again locks its owner out (fail2ban).
+again and again locks its owner out (fail2ban). So of many servers behind one jump host the first logs in there alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import subprocess
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import pulumi
@@ -40,6 +41,22 @@ class _Credential:
     @property
     def text(self) -> str | None:
         return self.secret.get_secret_value() if self.secret else None
+
+
+class _RefusedError(EsteiraError):
+    """A login was refused."""
+
+
+@dataclass
+class _FirstLogin:
+    """The first login of this program at a jump host: the others wait for it, and do not try where it was refused."""
+
+    lock: Lock = field(default_factory=Lock)
+    over: bool = False
+    refused: bool = False
+
+
+_first_logins: dict[tuple[object, ...], _FirstLogin] = {}
 
 
 def connection_args(settings: Settings, server: ServerSettings) -> command.remote.ConnectionArgs:
@@ -71,13 +88,7 @@ def ssh_client(settings: Settings, server: ServerSettings) -> Iterator[paramiko.
     with ExitStack() as stack:
         sock = None
         if server.jump_host:
-            jump = _connect(
-                settings,
-                server.jump_host,
-                f"jump host of server {server.name}",
-                _Credential(settings.jump_login(server)[0], "jumpPassword"),
-                _Credential(settings.jump_login(server)[1], "jumpPrivateKey"),
-            )
+            jump = _connect_to_jump_host(settings, server, server.jump_host)
             stack.callback(jump.close)
             transport = jump.get_transport()
             assert transport is not None  # connected above
@@ -88,11 +99,11 @@ def ssh_client(settings: Settings, server: ServerSettings) -> Iterator[paramiko.
                     ("", 0),
                     timeout=settings.connect_timeout,
                 )
-            except paramiko.SSHException as error:
+            except (paramiko.SSHException, OSError, EOFError) as error:
                 raise EsteiraError(
                     f"The jump host {server.jump_host.host} does not reach server {server.name} "
-                    f"({server.host}:{server.port}): {error}. Check esteira:servers host and port, and that the jump "
-                    "host allows TCP forwarding."
+                    f"({server.host}:{server.port}): {_network_reason(error)}. Check esteira:servers host "
+                    "and port, and that the jump host allows TCP forwarding."
                 ) from None
         client = _connect(
             settings,
@@ -180,6 +191,39 @@ def _secret(value: SecretStr | None) -> pulumi.Output[str] | None:
     return None if value is None else pulumi.Output.secret(value.get_secret_value())
 
 
+def _connect_to_jump_host(
+    settings: Settings, server: ServerSettings, jump: JumpHostSettings
+) -> paramiko.SSHClient:
+    password, private_key = settings.jump_login(server)
+
+    def connect() -> paramiko.SSHClient:
+        return _connect(
+            settings,
+            jump,
+            f"jump host of server {server.name}",
+            _Credential(password, "jumpPassword"),
+            _Credential(private_key, "jumpPrivateKey"),
+        )
+
+    first = _first_logins.setdefault((jump.host, jump.port, jump.user, password, private_key), _FirstLogin())
+    with first.lock:
+        if first.refused:
+            raise EsteiraError(
+                f"Server {server.name} was not tried: its jump host ({jump.host}:{jump.port}) has refused this login "
+                "already."
+            )
+        if not first.over:
+            try:
+                return connect()
+            except _RefusedError:
+                first.refused = True
+                raise
+            finally:
+                # One that got no answer too: waiting for it again, one after the other, would take for ever.
+                first.over = True
+    return connect()
+
+
 def _connect(
     settings: Settings,
     host: ServerSettings | JumpHostSettings,
@@ -227,7 +271,7 @@ def _connect(
     except paramiko.AuthenticationException:
         client.close()
         name, noun = (private_key.key, "private key") if private_key.text else (password.key, "password")
-        raise EsteiraError(
+        raise _RefusedError(
             f"The {title} ({address}) refuses the {noun} of user {host.user}. Set it: "
             f"pulumi config set --secret esteira:{name}; or correct the user. It was tried once."
         ) from None

@@ -6,7 +6,6 @@ the others in batches, and when all have switched they are confirmed. One server
 """
 
 import asyncio
-import getpass
 import os
 import shlex
 import socket
@@ -79,6 +78,13 @@ class Deployment(pulumi.ComponentResource):
         self._rescue = Rescue(settings, args["commit"]) if len(settings.servers) > 1 else None
         self._hooks = _hooks(name, self._rescue)
         self._marks: list[pulumi.Output[str]] = []
+        if settings.pulls_with_job_token:
+            pulumi.warn(
+                "The server pulls with this job's token, which changes its commands in every job, also where nothing "
+                "else has changed: let the stack gitlab make a deploy token (esteira:gitlab.deployToken), or set "
+                "esteira:pullUser and esteira:pullPassword.",
+                self,
+            )
         phases = [self._phases(server) for server in settings.servers]
 
         def declare(index: int, phase: str, suffix: str, after: Sequence[pulumi.Resource]) -> Command:
@@ -182,7 +188,7 @@ class Deployment(pulumi.ComponentResource):
             declared = "" if f"commit {commit}" in found else f"; declared is commit {commit}"
             pulumi.info(f"server {server.name} has {found}{declared}", self)
         now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
-        who = deployer(os.environ, getpass.getuser(), socket.gethostname())
+        who = deployer(os.environ, socket.gethostname())
         return pulumi.Stash(
             f"{self._name}-{server.name}-request",
             input=f"{now} UTC, {who}, found {found or 'it unread'}{self._renewal(server, mark)}",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -93,9 +95,14 @@ def served_before(entries: Sequence[Entry], serving: str) -> str | None:
     return next((tag for tag in reversed(before) if "-dirty-" not in tag), None)
 
 
-def deployer(environ: Mapping[str, str], user: str, machine: str) -> str:
+def deployer(environ: Mapping[str, str], machine: str) -> str:
     """Return who deploys, for the release log: in a job of GitLab the person who started it, and the job."""
     person, job = environ.get("GITLAB_USER_LOGIN"), environ.get("CI_JOB_URL") or environ.get("CI_JOB_ID")
     if person and job:
         return f"{person} in {job}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, ImportError, OSError):  # what says that it has no name differs from Python to Python
+        # A container may run as any number: OpenShift gives each project one of its own.
+        user = f"uid {os.getuid()}"
     return f"{user}@{machine}"

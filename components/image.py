@@ -27,7 +27,7 @@ from .errors import EsteiraError
 from .registry import Registry, RegistryUnavailableError, from_settings
 from .release import TagArgs, tag_args, tag_command
 from .settings import Settings, image_name
-from .source import Source
+from .source import Source, check_ignored
 from .tagging import digest_in
 
 _PLATFORM_HERE = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}.get(platform.machine())
@@ -157,10 +157,13 @@ def image_args(
     Raises:
         ImageError: it is not built here, and the registry has none or has it for other platforms.
         RegistryError: the registry cannot be asked.
+        SourceError: it is to be built with files that no commit holds, and the settings do not allow that.
     """
     client = registry or from_settings(settings)
     found, silent = _look_up(settings, source, client, known_digests)
     if source.build:
+        if found is None and (sentence := check_ignored(settings, source.commit)):
+            pulumi.log.warn(sentence)
         if (
             pulumi.Config("docker").get("host") is None
         ):  # pulumi-docker's own setting, which goes before DOCKER_HOST

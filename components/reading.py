@@ -50,10 +50,8 @@ class ContainerReading:
     restart: str = ""
     name: str = ""
     id: str = ""
-    started: str = ""
-    """When it was started last, ISO 8601 in UTC; empty for all but the serving one, like what follows."""
     restarts: int = 0
-    """How often Docker has started it again by its restart policy."""
+    """How often Docker has started it again by its restart policy; known of the serving one only, like what follows."""
     age: int | None = None
     """Seconds since its process was started; None where it does not run."""
     runs_image: str = ""
@@ -91,8 +89,6 @@ class ContainerReading:
 class Reading:
     """What one server says of itself."""
 
-    architecture: str
-    """As Docker names it: ``amd64``, ``arm64``."""
     serving: ContainerReading | None
     """The container that has the application's name, or None."""
     releases: tuple[ContainerReading, ...]
@@ -342,17 +338,15 @@ def parse_reading(server: str, text: str) -> Reading:
 
 
 def _parse_lines(lines: Iterable[str]) -> Reading:
-    architecture, serving, releases, edge, slot = "", None, [], None, ""
+    serving, releases, edge, slot = None, [], None, ""
     edge_state, edge_restart = "", "always"
     running: dict[str, frozenset[str]] = {}
     holders: dict[int, str] = {}
     for line in lines:
         kind, *words = line.split(" ")
         plain = ["" if word == "-" else word for word in words]
-        if kind == "arch":
-            architecture = words[0]
-        elif kind == "serving":
-            state, restarts, restart, owner, image, mark, commit, started = plain
+        if kind == "serving":
+            state, restarts, restart, owner, image, mark, commit, _started = plain
             serving = ContainerReading(
                 state,
                 owner,
@@ -360,7 +354,6 @@ def _parse_lines(lines: Iterable[str]) -> Reading:
                 mark,
                 commit,
                 restart=restart,
-                started=started,
                 restarts=int(restarts),
             )
         elif kind == "made" and serving is not None:
@@ -390,7 +383,6 @@ def _parse_lines(lines: Iterable[str]) -> Reading:
                 f"the container {words[2]}" if words[1] == "container" else "another process"
             )
     return Reading(
-        architecture,
         serving,
         tuple(releases),
         edge,

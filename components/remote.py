@@ -38,6 +38,14 @@ SERVER_FILES = (
 
 SHELL = "sh -s --"
 
+_PROGRAM_BEGINS = "# esteira"
+_BEHIND_THE_PASSWORD = (
+    f'while IFS= read -r line; do [ "$line" = "{_PROGRAM_BEGINS}" ] && exec {SHELL} "$@"; done; exit 1'
+)
+"""What root's shell does first where a password is set. Whether sudo reads one depends on its rules, on what it still
+remembers and on PAM, and cannot be asked beforehand: a password that it left would be the program's first line, which
+a shell prints, or runs."""
+
 
 def command_text(phase: str, values: Iterable[tuple[str, str]], *rest: Sequence[str]) -> str:
     """Return the text of a remote command: the phase, then one argument a line.
@@ -181,14 +189,22 @@ def _as_root(program: str, password: str | None) -> str:
     """Return a stdin that runs the program by sudo; printf is the shell's own, so the password is in no argument."""
     quoted = shlex.quote(program)
     if password is None:
-        ask = (
+        # Asked for the very program that is run: a user may be allowed only that without a password.
+        run = (
+            "elif ! sudo -n sh -c : 2>/dev/null; then\n"
             '  echo "error: sudo asks for a password on this server. Set it: pulumi config set --secret '
-            'esteira:sudoPassword; or allow this user sudo without one." >&2\n  exit 1'
+            'esteira:sudoPassword; or allow this user sudo without one." >&2\n'
+            "  exit 1\n"
+            "else\n"
+            f'  printf \'%s\' "$program" | sudo -n {SHELL} "$phase" "client=$client" "$@"\n'
         )
     else:
-        ask = (
-            "  { printf '%s\\n' " + shlex.quote(password) + "; printf '%s' \"$program\"; } | "
-            f'sudo -S -p \'\' {SHELL} "$phase" "client=$client" "$@"'
+        run = (
+            "else\n"
+            "  { printf '%s\\n' "
+            + shlex.quote(password)
+            + f" '{_PROGRAM_BEGINS}'; printf '%s' \"$program\"; }} | "
+            f'sudo -S -p \'\' sh -c {shlex.quote(_BEHIND_THE_PASSWORD)} sh "$phase" "client=$client" "$@"\n'
         )
     return (
         "{\n"
@@ -200,10 +216,7 @@ def _as_root(program: str, password: str | None) -> str:
         "if ! command -v sudo >/dev/null 2>&1; then\n"
         "  echo 'error: sudo is not installed on this server. Set sudo: false for a user that may use Docker.' >&2\n"
         "  exit 1\n"
-        "elif sudo -n true 2>/dev/null; then\n"
-        f'  printf \'%s\' "$program" | sudo -n {SHELL} "$phase" "client=$client" "$@"\n'
-        "else\n"
-        f"{ask}\n"
+        f"{run}"
         "fi\n"
         "exit\n"
         "}\n"

@@ -438,12 +438,12 @@ class HealthSettings(_Model):
             for name, camel in (("path", "path"), ("status", "status")):
                 if name in given:
                     yield Fault(
-                        f'"{camel}" has a sense with the test "http" only, but the test is "{self.test}".',
+                        f'"{camel}" makes sense only with the test "http", but the test is "{self.test}".',
                         ("test",),
                         "http",
                     )
         if self.test in {"image", "none"} and "port" in given:
-            yield Fault(f'"port" has no sense with the test "{self.test}".', ("test",), "tcp")
+            yield Fault(f'"port" makes no sense with the test "{self.test}".', ("test",), "tcp")
 
 
 class AcmeSettings(_Model):
@@ -780,8 +780,8 @@ class Settings(_Model):
         shown="`CI_DEPLOY_PASSWORD`, else the registry's password",
         secret=True,
     )
-    pull_credential_from_environment: bool = _not_a_key(
-        "The pull password came from the environment of a CI job.", False
+    pulls_with_job_token: bool = _not_a_key(
+        "The servers pull with a CI job's token: it ends with the job, and is another in each.", False
     )
     commit: Annotated[str | None, BeforeValidator(rule.maybe(rule.commit))] = _key(
         "Commit to deploy; one that is not checked out is looked up in the registry, never built.",
@@ -1130,6 +1130,17 @@ class Settings(_Model):
             places.append(place)
         if len(servers) > 1 and not failed & {"servers", "rollout"}:
             yield from self._rollout_faults(len(servers))
+        if len(servers) > 1 and self.pulls_with_job_token and not failed & {"servers", "pull_password"}:
+            yield Fault(
+                "The servers would pull with this job's token: every job would change the commands of all of them, and "
+                "after a job that ended early those that it did not reach could not pull. Let the stack gitlab make "
+                "a deploy token (esteira:gitlab.deployToken), or set here what the servers pull with.",
+                ("pullPassword",),
+                lines=(
+                    "pulumi config set esteira:pullUser USER",
+                    "pulumi config set --secret esteira:pullPassword",
+                ),
+            )
         yield from self._login_faults(servers, names, failed)
 
     def _rollout_faults(self, count: int) -> Iterator[Fault]:
@@ -1609,6 +1620,8 @@ def load_stack(
     return settings
 
 
+_JOB_USER = "gitlab-ci-token"
+"""As whom a job's token logs in: a project may give CI_REGISTRY_USER and CI_REGISTRY_PASSWORD values of its own."""
 _SERVER_VARIABLES = {
     "host": "DEPLOYMENT_SERVER_IP",
     "user": "DEPLOYMENT_SERVER_USER",
@@ -1793,7 +1806,6 @@ class _Loader:
             if own and deploy:
                 self._take("pullUser", "CI_DEPLOY_USER")
                 self._take("pullPassword", "CI_DEPLOY_PASSWORD")
-                self.fixed["pull_credential_from_environment"] = True
             elif not {"registryUser", "registryPassword"} & self.skip:
                 for key in ("User", "Password"):
                     if f"registry{key}" in self.raw:
@@ -1810,8 +1822,9 @@ class _Loader:
                 if faults or ("registryUser" in self.raw) != ("registryPassword" in self.raw):
                     self.raw.pop("pullUser", None)
                     self.raw.pop("pullPassword", None)
-                self.fixed["pull_credential_from_environment"] = self.fixed.get(
-                    "registry_credential_from_environment", False
+                self.fixed["pulls_with_job_token"] = (
+                    self.fixed.get("registry_credential_from_environment", False)
+                    and self.raw.get("registryUser") == _JOB_USER
                 )
 
     def _password_file(self) -> None:

@@ -6,21 +6,22 @@ is looked up in the registry, never built.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from . import dockerignore
 from .errors import EsteiraError
 from .settings import Mistake, Settings
 
 FULL_SHA = re.compile(r"[0-9a-f]{40}")
 GIT_SECONDS = 60.0
 SHOWN_FILES = 10
+IGNORED_FILES = 4
 DIRTY_DIGITS = 12
 PRIVATE_FOLDER = ".esteira"
 
@@ -99,7 +100,7 @@ def _inspect(settings: Settings) -> Source:
     if not settings.allow_dirty:
         raise SourceError(
             f"What would be built is not commit {commit[:12]}: {_listed(changed)} in the build context. "
-            "Commit the change, or undo it; a file that does not belong there goes into .gitignore. "
+            "Commit the change, or undo it; a file that does not belong there goes into .gitignore and .dockerignore. "
             f"{_file(settings)} does not allow a dirty tree; to allow it, write:\n  esteira:allowDirty: "
             "true"
         )
@@ -282,10 +283,8 @@ def _check_private_folder(settings: Settings, context: Path, dockerfile: Path) -
     if not private.is_dir() or not private.resolve().is_relative_to(context.resolve()):
         return
     name = private.resolve().relative_to(context.resolve()).as_posix()
-    own = dockerfile.with_name(f"{dockerfile.name}.dockerignore")  # BuildKit's rule: it goes before the other
-    ignore = own if own.is_file() else context / ".dockerignore"
-    patterns = ignore.read_text(encoding="utf-8", errors="replace").splitlines() if ignore.is_file() else []
-    if any(_ignores(pattern.strip(), name) for pattern in patterns):
+    ignore = dockerignore.ignore_file(context, dockerfile)
+    if dockerignore.read(ignore).leaves_out(f"{name}/local"):
         return
     raise SourceError(
         f"The build context {settings.image.context} holds the folder {name}, with this project's state "
@@ -294,11 +293,39 @@ def _check_private_folder(settings: Settings, context: Path, dockerfile: Path) -
     )
 
 
-def _ignores(pattern: str, name: str) -> bool:
-    """Whether a line of .dockerignore leaves out a path; lines that take paths back in (`!`) are left aside."""
-    bare = pattern.removeprefix("/").removeprefix("./").removeprefix("**/").rstrip("/").removesuffix("/**")
-    above = [str(folder) for folder in PurePosixPath(name).parents if folder.name]
-    return any(fnmatch.fnmatchcase(part, bare) for part in (name, PRIVATE_FOLDER, *above))
+def check_ignored(settings: Settings, commit: str) -> str | None:
+    """Return a sentence on files that git ignores and Docker does not; None where there are none.
+
+    The image has a commit's name, and no commit says what is in them: a .env of this machine would go to production.
+    It reads the tree, so it is asked only when an image is to be built.
+
+    Raises:
+        SourceError: there are some, and the settings do not allow them.
+    """
+    context = settings.root / settings.image.context
+    said = _git(
+        context, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory", "--", "."
+    )
+    if said.returncode != 0:
+        raise SourceError(f"git cannot say what it ignores in the build context: {said.stderr.strip()}")
+    file = dockerignore.ignore_file(context, context / settings.image.dockerfile)
+    ignore = dockerignore.read(file)
+    # Folders last: a cache is most often no harm, and a file of settings is.
+    names = sorted(filter(None, said.stdout.split("\0")), key=lambda name: (name.endswith("/"), name))
+    found = [name for name in names if not ignore.leaves_out_all_of(context, name)]
+    if not found:
+        return None
+    what = f"{_shown(found, IGNORED_FILES)} in the build context {settings.image.context}"
+    if settings.allow_dirty:
+        return (
+            f"git ignores {what}, so no commit says what of it the image will hold: list it in {file} as well, unless "
+            "the image needs it."
+        )
+    raise SourceError(
+        f"What would be built is not commit {commit[:12]}: git ignores {what}, so no commit says what of "
+        f"it the image would hold. List it in {file} as well. {_file(settings)} does not allow a dirty tree; to allow "
+        "it, write:\n  esteira:allowDirty: true"
+    )
 
 
 def _likely_dockerfile(settings: Settings, context: Path) -> str:
@@ -342,11 +369,15 @@ def _changed(settings: Settings, checkout: _Checkout, context: Path, dockerfile:
 
 
 def _listed(changed: list[str]) -> str:
+    shown = _shown(changed, SHOWN_FILES)
+    return f"{len(changed)} changed or new {'file' if len(changed) == 1 else 'files'} ({shown})"
+
+
+def _shown(names: list[str], most: int) -> str:
     shown = ", ".join(
-        path.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for path in changed[:SHOWN_FILES]
+        name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in names[:most]
     )
-    more = f" and {len(changed) - SHOWN_FILES} more" if len(changed) > SHOWN_FILES else ""
-    return f"{len(changed)} changed or new {'file' if len(changed) == 1 else 'files'} ({shown}{more})"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def _content(top: Path, changed: Iterable[str]) -> str:

@@ -17,7 +17,6 @@ DEPLOYING = frozenset({"candidate", "switch", "confirm", "deploy"})
 """Phases that may start a container; `remove` and `read` do not."""
 
 _SECRET_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|PRIVATE_?KEY|API_?KEY|CREDENTIAL", re.IGNORECASE)
-_ROTATES_BY_ITSELF = frozenset({"local", "none"})
 _KEEPS_FILES = frozenset({"json-file"})
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -205,7 +203,8 @@ def _build_arguments(
 def _client_environment(builder: Builder, registry: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """Give a client an environment with a configuration of its own: the user's, but not his credential store.
 
-    A login would otherwise write the password into the user's own file or key ring.
+    A login would otherwise write the password into the user's own file or key ring. The user's own logins are in the
+    copy too: which of them the base images need, only the build finds out.
     """
     home = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
     try:
@@ -227,13 +226,10 @@ def _client_environment(builder: Builder, registry: Mapping[str, Any]) -> Iterat
     plugins = home / "cli-plugins"
     if plugins.is_dir():
         config["cliPluginsExtraDirs"] = [*config.get("cliPluginsExtraDirs", []), str(plugins)]
-    folder = Path(tempfile.mkdtemp(prefix="esteira-docker-"))
-    try:
+    with processes.private_folder("esteira-docker-") as folder:
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         environment["DOCKER_CONFIG"] = str(folder)
         yield environment
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_late(said: str) -> bool:

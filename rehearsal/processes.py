@@ -1,23 +1,32 @@
-"""Runs a local process: its lines as they come, its output for the error, its secrets by stdin."""
+"""Runs a local process: its lines as they come, its output for the error, its secrets by stdin.
+
+What is begun here ends with this process, whatever ends it but SIGKILL.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 _running: set[subprocess.Popen[bytes]] = set()
+_folders: set[Path] = set()
 _lock = threading.Lock()
 
 SHOWN_LINES = 60
 """So many of the last lines of what failed are shown in its error."""
+_ENDING_SECONDS = 3.0
+"""So long a process that was ended may still write into a folder that is to be removed."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +126,29 @@ def run(
     return Finished(status, transcript.text("stdout"), transcript.text("stderr"), transcript.tail)
 
 
+@contextlib.contextmanager
+def private_folder(prefix: str) -> Iterator[Path]:
+    """Give a folder that nobody else may look into, and that is gone afterwards."""
+    with _lock:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        _folders.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with _lock:
+            _folders.discard(folder)
+
+
 def end_all() -> None:
-    """End every process that is still running, with its children."""
+    """End every process that is still running, with its children, and remove the private folders."""
     with _lock:
         for process in _running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
+        end = time.monotonic() + _ENDING_SECONDS
+        for process in _running if _folders else ():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0, end - time.monotonic()))
+        for folder in _folders:
+            shutil.rmtree(folder, ignore_errors=True)

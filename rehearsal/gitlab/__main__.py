@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from rehearsal.gitlab.faults import Fault, RateLimit
-from rehearsal.gitlab.server import Exchange, StandIn
+from rehearsal.gitlab.server import DESCRIPTION, DESCRIPTION_MISSING, Exchange, StandIn
 
 
 def main() -> int:
@@ -81,9 +81,9 @@ def main() -> int:
     if not any(token.name == "reader" for token in standin.state.tokens):
         standin.new_token("reader", ["read_api"])
 
-    with_description = "not checked: there is no ../shared/gitlab-openapi.yaml beside the project"
+    with_description = f"not checked: {DESCRIPTION_MISSING}"
     if not standin.description_missing:
-        with_description = "checked against ../shared/gitlab-openapi.yaml"
+        with_description = f"checked against GitLab's published description ({DESCRIPTION})"
     print(f"GITLAB_BASE_URL={standin.base_url}")
     print(f"GITLAB_TOKEN={standin.token}")
     print(f"# read_api only: {next(one.secret for one in standin.state.tokens if one.name == 'reader')}")

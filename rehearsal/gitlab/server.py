@@ -33,8 +33,16 @@ from rehearsal.gitlab.state import MAINTAINER, Project, Repository, State, Tag, 
 if TYPE_CHECKING:
     from rehearsal.gitlab.description import Description
 
-DESCRIPTION = Path(__file__).resolve().parents[3] / "shared" / "gitlab-openapi.yaml"
-"""Where GitLab's description is looked for: ``../shared`` from the project's root."""
+DESCRIPTION = Path(
+    os.environ.get("ESTEIRA_GITLAB_OPENAPI")
+    or Path(__file__).resolve().parents[3] / "shared" / "gitlab-openapi.yaml"
+)
+"""GitLab's published description of its API (or the part of it that is of use): ESTEIRA_GITLAB_OPENAPI names the file,
+which is else looked for beside the checkout."""
+DESCRIPTION_MISSING = (
+    "GitLab's published OpenAPI description (doc/api/openapi/openapi_v3.yaml of its repository) is not at hand: "
+    "ESTEIRA_GITLAB_OPENAPI can name it"
+)
 
 _EXPIRED = "Token is expired. You can either do re-authorization or token refresh."
 _REVOKED = "Token was revoked. You have to re-authorize from the user."

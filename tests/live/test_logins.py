@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from tests.live.machines import HERE, NETWORK, Machine, Room
+from components.remote import Payload, command_text, standard_input
+from tests.live.driving import Application
+from tests.live.machines import HERE, NETWORK, PASSWORD, Machine, Room
 from tests.live.project import PORT, Project, changes
 
 
@@ -57,6 +62,94 @@ class TestLogin:
             assert one.containers() == []
         finally:
             two.sh(f"iptables -w -D INPUT -s {HERE} -p tcp --dport 22 -j DROP")
+
+
+ASKS = "error: sudo asks for a password on this server."
+"""What is said where no password is set."""
+
+
+class TestSudo:
+    """Whether sudo reads the password is for it alone to know: none that it leaves is run by root's shell or shown."""
+
+    @pytest.mark.parametrize("given", [True, False], ids=["with a password", "without"])
+    @pytest.mark.parametrize(
+        ("rules", "before", "works_without"),
+        [
+            pytest.param("careful ALL=(ALL) ALL", "", False, id="it asks"),
+            pytest.param("careful ALL=(ALL) NOPASSWD: ALL", "", True, id="it does not ask"),
+            pytest.param(
+                "careful ALL=(ALL) ALL, NOPASSWD: /bin/sh, /usr/bin/sh", "", True, id="not for the shell"
+            ),
+            pytest.param(
+                "careful ALL=(ALL) ALL\nDefaults timestamp_type=global",
+                "printf '%s\\n' '{password}' | sudo -S -p '' true",
+                True,
+                id="it remembers",
+            ),
+            pytest.param(
+                "careful ALL=(ALL) ALL\nDefaults timestamp_timeout=0", "", False, id="it never remembers"
+            ),
+        ],
+    )
+    def test_every_rule(
+        self, app: Application, rules: str, before: str, works_without: bool, given: bool
+    ) -> None:
+        one = app.machine
+        with sudo_rules(one, rules):
+            first = before.format(password=one.password)
+            status, said = as_root(app, one.password if given else None, first)
+        assert one.password not in said
+        if given or works_without:
+            assert (status, said.startswith("esteira-reading 1\n")) == (0, True), said
+        else:
+            assert (status, said.startswith(ASKS)) == (1, True), said
+
+    def test_a_user_without_a_password_of_his_own(self, app: Application) -> None:
+        """PAM lets him in unasked, which `sudo -n` does not know."""
+        one = app.machine
+        shadow = one.path("etc/shadow")
+        written = shadow.read_text()
+        shadow.write_text(re.sub(r"(?m)^careful:[^:]*:", "careful::", written))
+        try:
+            status, said = as_root(app, "touch /run/ran")
+        finally:
+            shadow.write_text(written)
+        assert (status, said.startswith("esteira-reading 1\n")) == (0, True), said
+        assert not one.path("run/ran").exists()
+
+    @pytest.mark.parametrize("user", ["careful", "powerless"])
+    def test_a_wrong_password_and_a_user_who_may_not(self, app: Application, user: str) -> None:
+        status, said = as_root(app, "not-the-password" if user == "careful" else PASSWORD, user=user)
+        assert status == 1
+        assert "sudo: 3 incorrect password attempts" in said or "powerless is not in the sudoers file" in said
+        assert "not-the-password" not in said
+        assert PASSWORD not in said
+
+
+@contextmanager
+def sudo_rules(machine: Machine, rules: str) -> Iterator[None]:
+    """Let sudo there follow other rules for a while, with nothing remembered before or after."""
+    file = machine.path("etc/sudoers.d/live")
+    written = file.read_text()
+    forget = "rm -rf /run/sudo/ts/* /var/lib/sudo/ts/*"
+    machine.sh(forget)
+    file.write_text(rules + "\n")
+    try:
+        yield
+    finally:
+        file.write_text(written)
+        machine.sh(forget)
+
+
+def as_root(
+    app: Application, password: str | None, before: str = "", user: str = "careful"
+) -> tuple[int, str]:
+    """Read the server as a user with sudo, behind a command of his; return the status and all that was said."""
+    text = command_text("read", [("server", "one"), ("owner", "p/s/parasite"), ("name", "parasite")])
+    given = standard_input(Payload(), sudo=True, sudo_password=password)
+    process = app.start(f"{before}\n{text}" if before else text, given, user=user)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, (out + err).decode()
 
 
 class TestRefused:

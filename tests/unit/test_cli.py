@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from cli import app, docker, engine, images, lifecycle, local, machine, packages, shell, testing
+from components.arguments import owner_of
 from components.errors import EsteiraError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,6 +157,32 @@ class TestDocker:
             docker.ensure_engine(tmp_path)
 
 
+def test_the_local_stack_is_of_the_project_that_is_named(tmp_path: Path) -> None:
+    """Its containers have that name; under another one they would be somebody else's."""
+    for name in ("Pulumi.yaml", "Pulumi.local.yaml"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(text.replace("name: esteira\n", "name: shop\n", 1), encoding="utf-8")
+    place = local.Place(tmp_path)
+    place.make()
+    assert owner_of(place.settings()) == "shop/local/parasite"
+
+
+def test_the_registry_s_log_options_name_their_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon whose own driver is journald or syslog refuses them otherwise."""
+    for name in ("Pulumi.yaml", "Pulumi.local.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    place = local.Place(tmp_path)
+    place.make()
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(docker, "docker", lambda *words, **_: told.append(words))
+    monkeypatch.setattr(docker, "labels_of", lambda *_: {})
+    local._create_registry(place, place.settings())
+    [create] = [words for words in told if words[0] == "create"]
+    assert create[create.index("max-size=10m") - 3 :][:3] == ("--log-driver", "json-file", "--log-opt")
+
+
 class TestPorts:
     """A port in use is found before anything is made; what is ours does not count."""
 
@@ -162,9 +190,8 @@ class TestPorts:
     def check(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, bool], None]:
         (tmp_path / ".esteira/local").mkdir(parents=True)
         (tmp_path / ".esteira/local/registry-password").write_text("x" * 20, encoding="utf-8")
-        (tmp_path / "Pulumi.local.yaml").write_text(
-            (ROOT / "Pulumi.local.yaml").read_text(encoding="utf-8"), encoding="utf-8"
-        )
+        for name in ("Pulumi.yaml", "Pulumi.local.yaml"):
+            (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
         (tmp_path / "examples").symlink_to(ROOT / "examples")
         place = local.Place(tmp_path)
         settings = place.settings()

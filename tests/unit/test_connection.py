@@ -7,7 +7,9 @@ import hashlib
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ import pytest
 from components import connection
 from components.connection import connection_args, parse_private_key, ssh_client
 from components.errors import EsteiraError
-from components.settings import Settings
+from components.settings import ServerSettings, Settings
 from tests.unit.declared import declare
 from tests.unit.wrong_settings import ABSENT, HOST_KEY, changed, load, pkcs8_key, private_key, rsa_key
 
@@ -150,6 +152,7 @@ class FakeClient:
 def _clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeClient, "failures", {}, raising=False)
     monkeypatch.setattr(FakeClient, "made", [], raising=False)
+    monkeypatch.setattr(connection, "_first_logins", {})
     monkeypatch.setattr(paramiko, "SSHClient", FakeClient)
     monkeypatch.setattr(connection, "connect_promptly", lambda host, port, timeout: (host, port, timeout))
 
@@ -221,6 +224,70 @@ class TestSshClient:
         assert [client.closed for client in FakeClient.made] == [True, True]
 
 
+class TestJumpHost:
+    """A wrong password that is tried once for each server behind it, all at once, locks everybody out."""
+
+    SERVERS = tuple(
+        (f"servers/{number}", {"name": f"web-{number}", "host": f"192.0.2.{number}", "hostKey": HOST_KEY})
+        for number in range(1, 6)
+    )
+    JUMP = {"host": "jump.example.com", "hostKey": HOST_KEY}  # noqa: RUF012
+
+    def everywhere(self, made: Settings) -> list[str]:
+        """Connect to all servers at once, and return what each of them says."""
+
+        def one(server: ServerSettings) -> str:
+            try:
+                with ssh_client(made, server):
+                    return "connected"
+            except EsteiraError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            return list(pool.map(one, made.servers))
+
+    def fleet(self) -> Settings:
+        return settings(
+            *((path, {**server, "jumpHost": self.JUMP}) for path, server in self.SERVERS),
+            ("serverPrivateKey", ABSENT),
+            ("jumpPrivateKey", ABSENT),
+        )
+
+    def logins(self) -> int:
+        return sum(client.host == "jump.example.com" for client in FakeClient.made)
+
+    def test_a_refused_login_is_tried_once(self) -> None:
+        FakeClient.failures = {"jump.example.com": paramiko.AuthenticationException()}
+        said = self.everywhere(self.fleet())
+        assert self.logins() == 1
+        assert sum("refuses the password of user" in one for one in said) == 1
+        assert (
+            sum("was not tried: its jump host (jump.example.com:22) has refused" in one for one in said) == 5
+        )
+        assert "MARKER" not in "".join(said)
+
+    def test_after_the_first_all_go_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each of the other five waits in its login until all of them are there."""
+        together = threading.Barrier(5, timeout=20)
+        connects = FakeClient.connect
+        first = threading.Lock()
+
+        def connect(self: FakeClient, host: str, **options: Any) -> None:
+            if host == "jump.example.com" and not first.acquire(blocking=False):
+                together.wait()
+            connects(self, host, **options)
+
+        monkeypatch.setattr(FakeClient, "connect", connect)
+        assert self.everywhere(self.fleet()) == ["connected"] * 6
+        assert self.logins() == 6
+
+    def test_one_that_does_not_answer_is_not_waited_for_in_turn(self) -> None:
+        FakeClient.failures = {"jump.example.com": TimeoutError()}
+        said = self.everywhere(self.fleet())
+        assert self.logins() == 6
+        assert all("does not answer: no answer in time" in one for one in said)
+
+
 class TestFailures:
     """fujin's rule: each SSH failure becomes a sentence that names the setting at fault."""
 
@@ -259,6 +326,15 @@ class TestFailures:
             "The jump host jump.example.com does not reach server web (web.example.com:22)"
         )
         assert "TCP forwarding" in message
+
+    @pytest.mark.parametrize(
+        "failure",
+        [EOFError(), OSError("Socket is closed"), ConnectionResetError(104, "Connection reset by peer")],
+    )
+    def test_a_jump_host_that_hangs_up(self, failure: BaseException) -> None:
+        """A traceback would take the sentences of all other servers with it."""
+        message = refused(settings(), failure, "channel")
+        assert message.startswith("The jump host jump.example.com does not reach server web")
 
     @pytest.mark.parametrize(
         ("failure", "reason"),

@@ -17,7 +17,7 @@ from components.settings import Settings
 from tests.unit.declared import Declared, declare
 from tests.unit.test_arguments import mark
 from tests.unit.test_reading import COMMIT, DECLARED, DIGEST, EDGE, IMAGE, OWNER, as_declared, local
-from tests.unit.wrong_settings import HOST_KEY, changed, load
+from tests.unit.wrong_settings import ABSENT, HOST_KEY, changed, load
 
 Said = list[tuple[str, str]]
 STDIN_MARKERS = ("MARKER-pull", "MARKER-sudo", "MARKER-env", "MARKER-file")
@@ -407,6 +407,22 @@ class TestRequest:
 
     def test_the_test_s_own_premise(self) -> None:
         assert healthy().difference(**{**DECLARED, "fingerprint": mark(), "edge": EDGE}) is None
+
+
+class TestPullCredential:
+    """What servers pull with is in the stdin of every command."""
+
+    def test_a_jobs_token_is_told(self, said: Said) -> None:
+        """Another one in each job is a change of every command in each job."""
+        job = {"CI_REGISTRY_USER": "gitlab-ci-token", "CI_REGISTRY_PASSWORD": "MARKER-job"}
+        none = [(f"{side}{key}", ABSENT) for side in ("registry", "pull") for key in ("User", "Password")]
+        deployed(load(changed(*none), environ=job))
+        [(severity, text)] = [one for one in said if one[0] == "warn"]
+        assert (severity, "esteira:gitlab.deployToken" in text, "MARKER" in text) == ("warn", True, False)
+
+    def test_one_of_its_own_is_not(self, said: Said) -> None:
+        deployed(load(changed()))
+        assert said == []
 
 
 class TestUnreadableServer:

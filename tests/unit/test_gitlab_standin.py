@@ -380,7 +380,7 @@ class TestDescription:
         standin = StandIn()
         if standin.description_missing:
             standin.close()
-            pytest.skip("there is no ../shared/gitlab-openapi.yaml beside the project")
+            pytest.skip(server.DESCRIPTION_MISSING)
         standin.start()
         standin.project(PATH)
         Client(standin).variable(key="FOO", value="secret-value", hidden=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime, timezone
 from typing import Any
 
@@ -106,8 +107,16 @@ class TestServedBefore:
 class TestDeployer:
     """Who is named in a log."""
 
-    def test_a_person_at_a_machine(self) -> None:
-        assert deployer({"GITLAB_USER_LOGIN": "ana"}, "ana", "laptop") == "ana@laptop"
+    def test_a_person_at_a_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOGNAME", "ana")
+        assert deployer({"GITLAB_USER_LOGIN": "ana"}, "laptop") == "ana@laptop"
+
+    def test_a_user_without_a_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A job's container may run as a number that its /etc/passwd does not have."""
+        for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(os, "getuid", lambda: 1000710000)
+        assert deployer({}, "runner") == "uid 1000710000@runner"
 
     def test_the_person_behind_a_job(self) -> None:
         job = {
@@ -115,4 +124,4 @@ class TestDeployer:
             "CI_JOB_URL": "https://gitlab.example.com/g/p/-/jobs/7",
             "CI_JOB_ID": "7",
         }
-        assert deployer(job, "root", "runner") == "ana in https://gitlab.example.com/g/p/-/jobs/7"
+        assert deployer(job, "runner") == "ana in https://gitlab.example.com/g/p/-/jobs/7"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 
 from components import image as module
@@ -34,6 +35,7 @@ def source(*, build: bool = True, tag: str = COMMIT) -> Source:
 @pytest.fixture(autouse=True)
 def _docker_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "check_docker", lambda _: None)
+    monkeypatch.setattr(module, "check_ignored", lambda *_: None)
 
 
 @pytest.fixture
@@ -70,6 +72,20 @@ def declared_image(
 
 class TestBuild:
     """The checked-out commit is built into the stack's own tag, and gets its commit's tag when that is new."""
+
+    def test_files_that_git_ignores_are_told_when_it_is_built_anew(
+        self, tmp_path: Path, fake: FakeRegistry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And only then: the tree is read for it, and a run that changes nothing is to be quick."""
+        said: list[str] = []
+        monkeypatch.setattr(pulumi.log, "warn", said.append)
+        monkeypatch.setattr(module, "check_ignored", lambda *_: "git ignores .env.")
+        image_args(make_settings(tmp_path), source(), registry=client(fake))
+        assert said == ["git ignores .env."]
+        fake.add_image(COMMIT)
+        image_args(make_settings(tmp_path), source(), registry=client(fake))
+        image_args(make_settings(tmp_path, promote=True), source(build=False), registry=client(fake))
+        assert len(said) == 1
 
     def test_what_is_built(self, tmp_path: Path, fake: FakeRegistry) -> None:
         changes: dict[str, Any] = {

@@ -99,7 +99,7 @@ class TestPlaceholders:
     def test_what_jobs_of_protected_branches_get(self, tmp_path: Path) -> None:
         _, _, variables = placeholders(self.write(tmp_path, "  esteira:container: {name: a}\n"))
         assert variables["DEPLOYMENT_SERVER_IP"] == "192.0.2.1"
-        assert variables["CI_REGISTRY_PASSWORD"] == PLACEHOLDER
+        assert variables["CI_REGISTRY_PASSWORD"] == variables["CI_DEPLOY_PASSWORD"] == PLACEHOLDER
 
     def test_it_is_the_same_in_both_trees(self, tmp_path: Path) -> None:
         file = self.write(tmp_path, "  esteira:serverPrivateKey: {secure: v1:x}\n")

@@ -11,6 +11,7 @@ import pytest
 
 from cli import prune
 from cli.prune import Tag, human, plan
+from components.arguments import owner_of
 from components.errors import EsteiraError
 from components.reading import ContainerReading, Reading
 from components.settings import Settings
@@ -84,7 +85,7 @@ class Place:
         serving = ContainerReading(
             "running", "o", f"registry.example.com/group/parasite@{digest(1)}", "f", sha(1)
         )
-        self.reading: Reading | EsteiraError = Reading("amd64", serving, ())
+        self.reading: Reading | EsteiraError = Reading(serving, ())
         monkeypatch.setenv("GITLAB_TOKEN", gitlab.token)
         monkeypatch.setenv("GITLAB_BASE_URL", gitlab.base_url)
         monkeypatch.delenv("CI_PROJECT_PATH", raising=False)
@@ -116,6 +117,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    (tmp_path / "Pulumi.yaml").write_text("name: shop\nruntime: python\n")
     with StandIn() as gitlab:
         yield Place(gitlab, tmp_path, monkeypatch)
 
@@ -150,7 +152,7 @@ class TestRun:
     def test_another_stacks_server_is_not_taken_for_its_own(self, place: Place) -> None:
         """As in a job of an environment whose variables name the server of another one."""
         place.push(1, 2, 3)
-        place.reading = Reading("amd64", None, ())
+        place.reading = Reading(None, ())
         with pytest.raises(EsteiraError, match="web neither runs nor keeps it, so nothing is deleted"):
             place.prune()
         assert len(place.left()) == 3
@@ -253,5 +255,8 @@ class TestStacks:
             "aws:region": {"value": "x", "secret": False},
         }
         monkeypatch.setattr(prune, "_pulumi", lambda *_: said)
+        (tmp_path / "Pulumi.yaml").write_text("name: shop\nruntime: python\n")
         settings = prune.settings_of(tmp_path, "prod")
         assert (settings.repository, settings.servers[0].local) == ("g/p", True)
+        # Whose containers they are: asked for another project's, a server would name no kept release.
+        assert owner_of(settings) == "shop/prod/parasite"

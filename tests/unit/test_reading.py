@@ -81,7 +81,6 @@ class TestParse:
     def test_the_whole(self) -> None:
         found = as_declared()
         assert found == Reading(
-            architecture="amd64",
             serving=ContainerReading(
                 "running",
                 OWNER,
@@ -91,7 +90,6 @@ class TestParse:
                 restart="always",
                 name="parasite",
                 id=NEW_ID,
-                started="2026-11-26T10:00:00.1Z",
                 restarts=2,
                 age=4000,
                 runs_image=IMAGE,
@@ -116,13 +114,11 @@ class TestParse:
         )
 
     def test_an_empty_server(self) -> None:
-        assert parse_reading("web", "esteira-reading 1\narch arm64\nend\n") == Reading("arm64", None, ())
+        assert parse_reading("web", "esteira-reading 1\narch arm64\nend\n") == Reading(None, ())
 
     def test_a_container_that_esteira_did_not_make(self) -> None:
         text = "esteira-reading 1\narch amd64\nserving running 0 no - - - - 2026-11-26T10:00:00Z\nend\n"
-        assert parse_reading("web", text).serving == ContainerReading(
-            "running", "", "", "", "", restart="no", started="2026-11-26T10:00:00Z"
-        )
+        assert parse_reading("web", text).serving == ContainerReading("running", "", "", "", "", restart="no")
 
     def test_an_edge_that_does_not_run_is_none(self) -> None:
         found = parse_reading("web", WHOLE.replace("edge running", "edge exited"))
@@ -144,7 +140,6 @@ class TestParse:
             "serving running 0 always",
             "release 1 2",
             "edge running",
-            "arch",
             "port 8888",
             "port web process -",
         ],

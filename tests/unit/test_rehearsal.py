@@ -199,6 +199,32 @@ class TestFailure:
         assert caller.wait(timeout=60) != 0
         _wait_for(lambda: not _commands_with(str(project.root)))
 
+    def test_an_interrupted_build_leaves_no_password(self, project: Project, tmp_path: Path) -> None:
+        """Its client has a configuration of its own, with the registry's password and a copy of the user's logins."""
+        for folder in ("bin", "home", "tmp", "context"):
+            (tmp_path / folder).mkdir()
+        (tmp_path / "home/config.json").write_text('{"auths": {"other.example.com": {"auth": "bWFya2Vy"}}}')
+        (tmp_path / "context/Dockerfile").write_text("FROM scratch\n")
+        (tmp_path / "bin/docker").write_text(
+            '#!/bin/sh\ncase "$1 $2" in "buildx version") echo github.com/docker/buildx 0.13 ;;\n'
+            '"buildx build") touch begun; exec sleep 60 ;; esac\n'
+        )
+        (tmp_path / "bin/docker").chmod(0o755)
+        project.program("""
+            import pulumi_docker as docker
+            docker.Image("build", image_name="registry.example.com/g/p:x", build={"context": "context"},
+                         registry={"server": "registry.example.com", "username": "ana", "password": "marker-7Q"})
+        """)
+        path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+        caller = _start(
+            project, PATH=path, DOCKER_CONFIG=str(tmp_path / "home"), TMPDIR=str(tmp_path / "tmp")
+        )
+        _wait_for((project.root / "begun").exists)
+        assert len(list((tmp_path / "tmp").glob("esteira-docker-*/config.json"))) == 1
+        os.kill(caller.pid, signal.SIGINT)
+        assert caller.wait(timeout=60) != 0
+        assert list((tmp_path / "tmp").glob("esteira-docker-*")) == []
+
     def test_killed_with_its_caller(self, project: Project) -> None:
         project.program('local.Command("long", create="touch begun; sleep 60; touch ended")')
         caller = _start(project)
@@ -368,11 +394,14 @@ class TestImage:
             find_builder({"PATH": str(tmp_path)})
 
 
-def _start(project: Project) -> subprocess.Popen[bytes]:
+def _start(project: Project, **environment: str) -> subprocess.Popen[bytes]:
     """Start a rehearsal in a process of its own."""
     script = f"import rehearsal, pathlib; rehearsal.carry_out(pathlib.Path({str(project.root)!r}), 'dev')"
     return subprocess.Popen(
-        [sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2], stderr=subprocess.DEVNULL
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, **environment},
+        stderr=subprocess.DEVNULL,
     )
 
 

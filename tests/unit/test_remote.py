@@ -264,7 +264,7 @@ class TestCutConnection:
         return standard_input(payload, sudo=sudo, sudo_password="it's")
 
     def test_whole_it_runs(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        program(tmp_path, "sudo", '#!/bin/sh\n[ "$2" = true ] && exit\nshift\nexec "$@"\n')
+        program(tmp_path, "sudo", '#!/bin/sh\nshift 3\nexec "$@"\n')
         for sudo in (False, True):
             (tmp_path / "ran").unlink(missing_ok=True)
             done = run("sh -s -- read", self.cuttable(monkeypatch, sudo=sudo), tmp_path)
@@ -302,6 +302,7 @@ class TestCutConnection:
 
 SUDO = """#!/bin/sh
 # Asks for a password unless the file nopasswd is there; runs its command when it is right. Notes its arguments.
+# Refuses the command in the file refused, whatever else it lets through.
 printf '%s\\n' "$*" >>sudo-arguments
 ask=yes
 while :; do
@@ -313,7 +314,8 @@ while :; do
   esac
   shift
 done
-if [ -n "$ask" ]; then
+if [ -e refused ] && [ "$1" = "$(cat refused)" ]; then echo 'sudo: a password is required' >&2; exit 1; fi
+if [ -n "$ask" ] && [ ! -e nopasswd ]; then
   IFS= read -r given
   [ "$given" = "$(cat password)" ] || { echo 'sudo: incorrect password' >&2; exit 1; }
 fi
@@ -345,13 +347,27 @@ class TestSudo:
         done = self.through_sudo(tmp_path, password, right=password)
         assert done.stdout.startswith("<deploy>\n<client=192.0.2.7>\n<a=b>\n"), done.stderr
         arguments = (tmp_path / "sudo-arguments").read_text()
-        assert arguments == "-n true\n-S -p  sh -s -- deploy client=192.0.2.7 a=b\n"
+        assert arguments == f"-S -p  sh -c {remote._BEHIND_THE_PASSWORD} sh deploy client=192.0.2.7 a=b\n"
 
-    def test_a_password_that_sudo_does_not_ask_for_is_not_sent(self, tmp_path: Path) -> None:
-        """Sent all the same, it would be the program's first line."""
-        done = self.through_sudo(tmp_path, "simple", right=None)
-        assert done.stdout.startswith("<deploy>\n")
-        assert "simple" not in done.stdout + done.stderr
+    @pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+    @pytest.mark.parametrize("refused", ["", "true"])
+    def test_a_password_that_sudo_leaves_is_not_run(
+        self, refused: str, shell: list[str], tmp_path: Path
+    ) -> None:
+        """It would be the program's first line; and what sudo answers for another command says nothing of this one."""
+        program(
+            tmp_path, "sh", f'#!/bin/sh\nexec {shlex.join([shutil.which(shell[0]) or "", *shell[1:]])} "$@"\n'
+        )
+        (tmp_path / "refused").write_text(refused)
+        done = self.through_sudo(tmp_path, "touch ran", right=None)
+        assert done.stdout.startswith("<deploy>\n<client=192.0.2.7>\n<a=b>\n")
+        assert done.stderr == ""
+        assert not (tmp_path / "ran").exists()
+
+    def test_a_user_who_may_run_only_the_program_without_a_password(self, tmp_path: Path) -> None:
+        (tmp_path / "refused").write_text("true")
+        done = self.through_sudo(tmp_path, None, right=None)
+        assert done.stdout.startswith("<deploy>\n"), done.stderr
 
     def test_arguments_of_any_kind_pass(self, tmp_path: Path) -> None:
         text = command_text("deploy", [], list(NASTY))

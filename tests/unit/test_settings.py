@@ -479,7 +479,31 @@ class TestEnvironment:
         assert settings.registry_user == settings.pull_user == "gitlab-ci-token"
         assert settings.registry_password == settings.pull_password == SecretStr("MARKER-job")
         assert settings.registry_credential_from_environment
-        assert settings.pull_credential_from_environment
+        assert settings.pulls_with_job_token
+
+    @pytest.mark.parametrize(
+        "own",
+        [
+            {"CI_DEPLOY_USER": "token", "CI_DEPLOY_PASSWORD": "MARKER-deploy"},
+            {"CI_REGISTRY_USER": "robot"},
+        ],
+        ids=["a deploy token", "a credential of the project's own"],
+    )
+    def test_several_servers_do_not_pull_with_a_jobs_token(self, own: dict[str, str]) -> None:
+        """It ends with the job, and servers may pull later; another one in each job changes every command."""
+        servers = [{"local": True}, {"host": "web.example.com", "hostKey": HOST_KEY}]
+        fleet = {**self.BARE, "servers": servers, "serverPassword": "MARKER"}
+        with pytest.raises(SettingsError) as error:
+            load(fleet, environ=self.JOB)
+        [mistake] = error.value.mistakes
+        assert mistake.key == "pullPassword"
+        assert "The servers would pull with this job's token" in mistake.problem
+        assert "esteira:gitlab.deployToken" in mistake.problem
+        assert mistake.write == (
+            "pulumi config set esteira:pullUser USER",
+            "pulumi config set --secret esteira:pullPassword",
+        )
+        assert not load(fleet, environ={**self.JOB, **own}).pulls_with_job_token
 
     def test_the_stack_file_comes_first(self) -> None:
         settings = load(changed(("commit", "0123abc")), environ=self.JOB)

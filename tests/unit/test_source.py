@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from components import source
-from components.source import SourceError, inspect
+from components.source import SourceError, check_ignored, inspect
 from tests.unit.image_settings import make_settings
 
 UNKNOWN = "0123456789" * 4
@@ -59,6 +59,51 @@ def wrong(root: Path, **changes: object) -> str:
     with pytest.raises(SourceError) as caught:
         inspect(make_settings(root, **changes))
     return str(caught.value)
+
+
+class TestIgnored:
+    """What git ignores and Docker does not goes into an image that has a commit's name."""
+
+    @pytest.fixture
+    def left(self, root: Path) -> Path:
+        (root / ".gitignore").write_text("*.pyc\n__pycache__/\n.env\n*.log\n/.env.top\n")
+        (root / ".env.top").write_text("x")
+        commit(root)
+        (root / "app/__pycache__").mkdir()
+        (root / "app/__pycache__/main.pyc").write_text("x")
+        (root / "app/.env").write_text("PASSWORD=x")
+        return root
+
+    def test_it_is_told_in_one_sentence(self, left: Path) -> None:
+        assert inspect(make_settings(left)).dirty is False
+        assert check_ignored(make_settings(left), head(left)) == (
+            "git ignores .env, __pycache__/ in the build context app, so no commit says what of it the image will "
+            f"hold: list it in {left / 'app/.dockerignore'} as well, unless the image needs it."
+        )
+
+    def test_a_few_are_named(self, left: Path) -> None:
+        for number in range(9):
+            (left / f"app/{number}.log").write_text("x")
+        assert str(check_ignored(make_settings(left), head(left))).startswith(
+            "git ignores .env, 0.log, 1.log, 2.log and 7 more in the build context app, "
+        )
+
+    def test_what_docker_leaves_out_is_not(self, left: Path) -> None:
+        (left / "app/.dockerignore").write_text("**/.env\n**/*.pyc\n")
+        assert check_ignored(make_settings(left), head(left)) is None
+
+    def test_nor_what_is_beside_the_context(self, root: Path) -> None:
+        (root / ".gitignore").write_text(".env\n")
+        (root / ".env").write_text("x")
+        assert check_ignored(make_settings(root), head(root)) is None
+
+    def test_where_no_dirty_tree_is_allowed_it_is_an_error(self, left: Path) -> None:
+        with pytest.raises(
+            SourceError, match=r"What would be built is not commit [0-9a-f]{12}: .*\.env, __pycache__/"
+        ) as caught:
+            check_ignored(make_settings(left, allow_dirty=False), head(left))
+        assert str(left / "app/.dockerignore") in str(caught.value)
+        assert "esteira:allowDirty: true" in str(caught.value)
 
 
 class TestCommit:

@@ -1260,19 +1260,19 @@ WRONG = (
     Wrong(
         (("health/test", "tcp"),),
         "health.test",
-        '"path" has a sense with the test "http" only, but the test is "tcp".',
+        '"path" makes sense only with the test "http", but the test is "tcp".',
         ("esteira:health:", "  test: http"),
     ),
     Wrong(
         (("health", {"test": "image", "port": 8000}),),
         "health.test",
-        '"port" has no sense with the test "image".',
+        '"port" makes no sense with the test "image".',
         ("esteira:health:", "  test: tcp"),
     ),
     Wrong(
         (("health", {"test": "tcp", "status": 204}),),
         "health.test",
-        '"status" has a sense with the test "http" only, but the test is "tcp".',
+        '"status" makes sense only with the test "http", but the test is "tcp".',
         ("esteira:health:", "  test: http"),
     ),
     Wrong(
