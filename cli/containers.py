@@ -158,12 +158,19 @@ def _process(settings: Settings, server: ServerSettings, words: Sequence[str]) -
     with ssh_client(settings, server) as client:
         sudo_password = settings.sudo_password.get_secret_value() if settings.sudo_password else None
         sudo = [] if not server.sudo else ["sudo", "-S", "-p", ""] if sudo_password else ["sudo", "-n"]
-        process = _There(client, server.name)
-        process.start(shlex.join([*sudo, "sh", "-c", _WRAPPER, "sh", *words]))
-        if server.sudo and sudo_password:
-            # Where sudo asks for none, the wrapper's cat takes it.
-            process.say(f"{sudo_password}\n".encode())
+        try:
+            process = _There(client, server.name)
+            process.start(shlex.join([*sudo, "sh", "-c", _WRAPPER, "sh", *words]))
+            if server.sudo and sudo_password:
+                # Where sudo asks for none, the wrapper's cat takes it.
+                process.say(f"{sudo_password}\n".encode())
+        except (paramiko.SSHException, OSError, EOFError):
+            raise _lost(server.name) from None
         yield process
+
+
+def _lost(server: str) -> EsteiraError:
+    return EsteiraError(f"The connection to server {server} was lost.")
 
 
 class _Here:
@@ -225,7 +232,7 @@ class _There:
         reader.join()
         status = self._channel.recv_exit_status()
         if status < 0:
-            raise EsteiraError(f"The connection to server {self._server} was lost.")
+            raise _lost(self._server)
         return status
 
     def end(self) -> None:
@@ -241,11 +248,14 @@ def _with_terminal(settings: Settings, words: Sequence[str]) -> int:
     with ssh_client(settings, server) as client, ExitStack() as stack:
         transport = client.get_transport()
         assert transport is not None  # it is connected
-        channel = transport.open_session()
         size = shutil.get_terminal_size()
-        channel.get_pty(os.environ.get("TERM", "xterm"), size.columns, size.lines)
-        # A sudo that asks, asks on this terminal.
-        channel.exec_command(shlex.join([*(["sudo"] if server.sudo else []), *words]))
+        try:
+            channel = transport.open_session()
+            channel.get_pty(os.environ.get("TERM", "xterm"), size.columns, size.lines)
+            # A sudo that asks, asks on this terminal.
+            channel.exec_command(shlex.join([*(["sudo"] if server.sudo else []), *words]))
+        except (paramiko.SSHException, OSError, EOFError):
+            raise _lost(server.name) from None
         keyboard = sys.stdin.fileno()
         before = termios.tcgetattr(keyboard)
         stack.callback(termios.tcsetattr, keyboard, termios.TCSADRAIN, before)

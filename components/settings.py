@@ -829,7 +829,7 @@ class Settings(_Model):
     )
     pre_deploy: Arguments = _key(
         "Command that is run with the new image before anything stops, as a migration; text is split as "
-        "a shell splits it.",
+        "a shell splits it. A declared `container.entrypoint` does not stand before it.",
         "list of text, or text",
         ["python3", "manage.py", "migrate"],
         None,

@@ -135,23 +135,26 @@ run_pre_deploy() {
   create_container "$release-preDeploy" preDeploy yes "$@" || refuse "preDeploy cannot be run" "$(docker_said)"
   docker start --attach "$created_id" 2>&1 | show_lines
   # What is shown ends with the client, too; the command itself must not be killed half done.
-  exit_code=$(docker wait "$created_id" 2>/dev/null)
+  docker wait "$created_id" >/dev/null 2>&1 || { await_daemon && docker wait "$created_id" >/dev/null 2>&1; }
+  # One that Docker could not start, for want of an answer, has the code 0 as well.
+  exit_code=$(ask_about "$created_id" '{{.State.Status}} {{.State.ExitCode}}')
   docker rm --force --volumes "$created_id" >/dev/null
   measure "$step_start"
-  if [ "$exit_code" != 0 ]; then
+  if [ "$exit_code" != "exited 0" ]; then
+    case $exit_code in "created 0" | '') exit_code=unknown ;; esac
     abandon
-    fail "preDeploy failed with exit code ${exit_code:-unknown} after $took; nothing was changed, what served before serves on."
+    fail "preDeploy failed with exit code ${exit_code#* } after $took; nothing was changed, what served before serves on."
   fi
   say "preDeploy done, $took"
 }
 
-# Sets kept_options: the options in front of the first "--", quoted for eval, without the entrypoint: that is the program of
-# the application, and half of it, as its other words stand behind the "--".
+# Sets kept_options: the options in front of the first "--", quoted for eval. A declared entrypoint is the application's program
+# (and half of it, as its other words stand behind the "--"): with an empty one the command is run as it stands.
 options_without_command() {
   kept_options=
   while [ $# -gt 0 ] && [ "$1" != -- ]; do
     case $1 in
-      --entrypoint=*) ;;
+      --entrypoint=*) kept_options="$kept_options --entrypoint=" ;;
       *) kept_options="$kept_options '$(printf '%s' "$1" | sed "s/'/'\\\\''/g")'" ;;
     esac
     shift

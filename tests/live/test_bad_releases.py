@@ -141,6 +141,37 @@ def test_other_gates_let_a_good_one_pass(
     app.up(good)
 
 
+@pytest.mark.parametrize("own", [None, ["env", "OF=the-image"]], ids=["no entrypoint", "an entrypoint"])
+def test_pre_deploy_runs_as_it_stands(
+    app: Application, app_images: Images, good: Release, own: list[str] | None
+) -> None:
+    """The image's own entrypoint stands before it, as Docker has it; a declared one, the application's, does not."""
+    app.values["preDeploy"] = ["sh", "-c", "echo run with ${OF:-nothing} before it"]
+    image = app_images.make(Entrypoint=own)
+    said = app.up(Release(image))
+    assert f"| run with {'the-image' if own else 'nothing'} before it" in said, said
+    program = {"entrypoint": ["env", "python3", "-S"], "command": ["/app/app.py"]}
+    container = app.values["container"]
+    app.values["container"] = {**container, **program}
+    said = app.up(Release(app_images.make(Entrypoint=own)))
+    assert "| run with nothing before it" in said, said
+    app.values["container"] = container
+    del app.values["preDeploy"]
+    app.up(good)
+
+
+def test_a_pre_deploy_that_docker_did_not_start_is_none_that_went_well(
+    app: Application, app_images: Images, good: Release
+) -> None:
+    app.values["preDeploy"] = ["sh", "-c", "echo ran"]
+    with app.cut(1, "refuse", only="start --attach") as at:
+        said = app.up_fails(Release(app_images.make()), "preDeploy failed with exit code unknown")
+    assert at().startswith("start --attach")
+    assert "| ran" not in said
+    del app.values["preDeploy"]
+    app.up(good)
+
+
 def test_the_registry_goes_away_between_login_and_pull(
     app: Application, app_images: Images, registry: Registry, good: Release
 ) -> None:

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import paramiko
 import pytest
 
 from cli import containers, stacks
@@ -81,6 +83,18 @@ class TestEverywhere:
         assert containers.everywhere(two_servers(), ["logs"]) == 1
         out, err = capfd.readouterr()
         assert (out, "The server two is off." in err) == ("web | well\n", True)
+
+    @pytest.mark.parametrize("failure", [EOFError(), paramiko.SSHException("closed"), OSError("reset")])
+    def test_one_that_hangs_up_after_the_login(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], failure: Exception
+    ) -> None:
+        @contextmanager
+        def client(*_: object) -> Iterator[MagicMock]:
+            yield MagicMock(**{"get_transport.return_value.open_session.side_effect": failure})
+
+        monkeypatch.setattr(containers, "ssh_client", client)
+        assert containers.everywhere(stacks.only(two_servers(), "two"), ["logs"]) == 1
+        assert "The connection to server two was lost." in capfd.readouterr().err
 
     def test_ctrl_c_lets_go_of_all(
         self, servers: dict[str, FakeProcess | EsteiraError], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
