@@ -506,6 +506,7 @@ class TestReadServers:
             raise failure
 
         monkeypatch.setattr(reading, "read_server", read)
+        monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
         begun = BegunReading(load(changed()), OWNER)
         begun.wait_until_asked()
         with pytest.raises(type(failure), match=str(failure)):
@@ -515,7 +516,10 @@ class TestReadServers:
             assert begun.result() == {"web": failure}
             assert begun.known_digests() == {}
 
-    def test_in_an_update_every_server_that_was_not_read_is_told(self) -> None:
+    def test_in_an_update_every_server_that_was_not_read_is_told(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pulumi.runtime, "is_dry_run", lambda: False)
         given: dict[str, Reading | EsteiraError] = {
             "one": EsteiraError("one is off."),
             "web": as_declared(),
