@@ -21,7 +21,6 @@ from pulumi.runtime.mocks import MockSettings
 from pulumi.runtime.settings import configure
 
 from components.errors import EsteiraError
-from components.rollout import rescue
 from rehearsal.monitor import Engine, Monitor
 from rehearsal.processes import end_all
 
@@ -123,8 +122,10 @@ def _run(request: dict[str, Any], events: Events) -> str | None:
     monitor.stop_beginning("the program stopped" if failure else None)
     monitor.wait_until_idle()
     cause = monitor.first_failure or ("\n".join(engine.errors) if failure else None) or failure
-    if cause is not None and request["action"] == "up":
-        # The engine's error hooks do not run here.
+    if cause is not None and request["action"] == "up" and "components.rollout" in sys.modules:
+        # The engine's error hooks do not run here. A program that has not loaded this has no rollout.
+        from components.rollout import rescue  # noqa: PLC0415
+
         rescue(monitor.failed, lambda text: events.emit("line", text=f"warning: {text}"))
     if cause is None and request["action"] == "up":
         cause = monitor.finish()

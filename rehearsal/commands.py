@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rehearsal import processes, ssh
+from rehearsal import processes
 from rehearsal.errors import RehearsalError
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def _local(inputs: dict[str, Any], context: Context, command: str | None) -> dic
 def _remote(inputs: dict[str, Any], context: Context, command: str | None) -> dict[str, Any]:
     if command is None:
         return {"stdout": "", "stderr": ""}
+    from rehearsal import ssh  # noqa: PLC0415 - not needed where this machine is the server
+
     on_stdout, on_stderr = _listeners(inputs, context)
     connection = ssh.Connection.from_inputs(inputs["connection"])
     finished = ssh.run(

@@ -18,7 +18,7 @@ from pulumi.runtime.proto import engine_pb2, provider_pb2, resource_pb2
 from pulumi.runtime.sync_await import _ensure_event_loop
 
 from components.errors import EsteiraError
-from rehearsal import commands, gitlab_resources, image
+from rehearsal import commands, image
 from rehearsal.errors import NotBegunError, RehearsalError
 from rehearsal.values import conceal, inputs_of
 
@@ -66,19 +66,33 @@ def _stash(inputs: dict[str, Any], context: Context | None = None) -> dict[str, 
     return {"output": inputs.get("input")}
 
 
+def _gitlab(name: str) -> Any:
+    """Return a function of rehearsal/gitlab_resources.py, which is loaded when it is called.
+
+    Most programs tell GitLab nothing, and its client takes as long to load as all else here.
+    """
+
+    def late(*given: Any) -> Any:
+        from rehearsal import gitlab_resources  # noqa: PLC0415
+
+        return getattr(gitlab_resources, name)(*given)
+
+    return late
+
+
 KINDS: dict[str, Kind] = {
     "docker:index/image:Image": Kind(image.build_and_push, _keep, image.placeholder),
     "command:local:Command": Kind(commands.create_local, commands.delete_local, commands.placeholder),
     "command:remote:Command": Kind(commands.create_remote, commands.delete_remote, commands.placeholder),
     "gitlab:index/projectVariable:ProjectVariable": Kind(
-        gitlab_resources.declare_variable,
-        gitlab_resources.remove_variable,
-        gitlab_resources.variable_placeholder,
+        _gitlab("declare_variable"),
+        _gitlab("remove_variable"),
+        _gitlab("variable_placeholder"),
     ),
     "gitlab:index/projectDeployToken:ProjectDeployToken": Kind(
-        gitlab_resources.declare_deploy_token,
-        gitlab_resources.remove_deploy_token,
-        gitlab_resources.deploy_token_placeholder,
+        _gitlab("declare_deploy_token"),
+        _gitlab("remove_deploy_token"),
+        _gitlab("deploy_token_placeholder"),
     ),
     "pulumi:index:Stash": Kind(_stash, _keep, _stash),
 }
@@ -86,7 +100,7 @@ KINDS: dict[str, Kind] = {
 
 FUNCTIONS: dict[str, Act] = {
     "command:local:run": commands.run_local,
-    "gitlab:index/getProject:getProject": gitlab_resources.get_project,
+    "gitlab:index/getProject:getProject": _gitlab("get_project"),
 }
 """Every function of a provider that can be rehearsed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -36,12 +37,12 @@ def commit(root: Path, message: str = "a change") -> str:
     return git(root, "rev-parse", "HEAD")
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a repository with an application in app/ and two commits."""
-    folder = tmp_path / "project"
+    folder = tmp_path_factory.mktemp("made") / "project"
     (folder / "app").mkdir(parents=True)
-    git(folder, "init", "-q")
+    git(folder, "init", "-q", "--template=")
     (folder / "app/Dockerfile").write_text("FROM scratch\nCOPY . /\n")
     (folder / "app/main.py").write_text("print(1)\n")
     (folder / ".gitignore").write_text("*.pyc\n/ignored/\n")
@@ -49,6 +50,12 @@ def root(tmp_path: Path) -> Path:
     (folder / "app/main.py").write_text("print(2)\n")
     commit(folder, "second")
     return folder
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    """Give a copy of that repository, which takes a fifth of the time."""
+    return shutil.copytree(made, tmp_path / "project")
 
 
 def head(root: Path) -> str:
