@@ -309,7 +309,7 @@ return_to_old() {
 
 # The co-process in the edge has ended, with the Docker daemon or with the edge: opens another when both are back.
 reopen_edge() {
-  await_daemon
+  await_daemon || return 1
   for attempt in 1 2 3 4 5 6 7 8 9 10; do
     probe_close
     look_at_edge
@@ -412,12 +412,18 @@ remove_other_edge() {
 install_edge() {
   set --
   port_number=0 edge_address=http://localhost:10000/
-  # shellcheck disable=SC2086 # words
-  [ -z "$domain" ] || { set -- $shared_ports && edge_address=http://localhost:80/; }
-  for published in $published_ports; do
-    set -- "$@" "--publish=$published:$((10000 + port_number))"
-    port_number=$((port_number + 1))
-  done
+  if [ -n "$domain" ]; then
+    edge_address=http://localhost:80/
+    # shellcheck disable=SC2086 # words
+    set -- $shared_ports
+    # Where the new one does not come to serve, the one before has this application's site, too.
+    docker network connect "$network" "$edge_id" 2>/dev/null
+  else
+    for published in $published_ports; do
+      set -- "$@" "--publish=$published:$((10000 + port_number))"
+      port_number=$((port_number + 1))
+    done
+  fi
   create_edge "$edge-next" "$@"
   # The configuration before, for the way back: both edges have the same volume.
   [ -z "$edge_id" ] || docker cp "$edge_id:/edge" "$passing/edge-before" 2>/dev/null

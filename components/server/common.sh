@@ -63,7 +63,7 @@ docker() {
 # Prints what the last docker command that failed said: its first line, because the last only names the container, or
 # where to find help.
 docker_said() {
-  sed -n '/[^ ]/ { s/^docker: //; s/^Error response from daemon: //; p; q; }' "$passing/error"
+  sed -n '/^WARNING/d; /[^ ]/ { s/^docker: //; s/^Error response from daemon: //; p; q; }' "$passing/error"
 }
 
 # Sets daemon, what tells this Docker daemon from others, and live_restore; ends the run with what to do where none answers.
@@ -73,13 +73,12 @@ require_docker() {
   # A reading takes no lock, so it needs no name for the daemon; what it asks shows soon enough whether one answers.
   [ "$phase" != read ] || return 0
   ask_for_daemon || { explain_docker; ask_for_daemon; } ||
-    fail "The Docker daemon of server $server does not tell which one it is ($message). Look at it there: docker info"
+    fail "The Docker daemon of server $server does not tell which one it is. Look at it there: docker info"
 }
 
 # Sets daemon and live_restore; fails where Docker does not answer. Two runs that take one daemon for two have two locks.
 ask_for_daemon() {
-  message=$(docker info --format '{{.LiveRestoreEnabled}} {{.ID}}' 2>&1) || return 1
-  message=$(printf '%s\n' "$message" | tail -n 1)
+  message=$(docker info --format '{{.LiveRestoreEnabled}} {{.ID}}' 2>/dev/null) || return 1
   live_restore=${message%% *} daemon=$(printf '%s' "${message#* }" | tr -dc 'A-Za-z0-9')
   [ -n "$daemon" ]
 }
@@ -119,7 +118,7 @@ choose_run_directory() {
   for run_directory in "/run/lock/esteira-$daemon" "/tmp/esteira-$daemon"; do
     # What is there is used, so that who comes first, root or not, decides for all.
     [ -e "$run_directory" ] || continue
-    use_run_directory || fail "The folder $run_directory on server $server was not made by somebody who may use Docker there, or not for you. Look at it (ls -ld $run_directory), and remove it."
+    use_run_directory || fail "The folder $run_directory on server $server is not made by root, $(id -un) or the group of Docker's socket, or it is closed to $(id -un). Let all who deploy there be root or of that group, look who made it (ls -ld $run_directory), and remove it."
     return 0
   done
   for run_directory in "/run/lock/esteira-$daemon" "/tmp/esteira-$daemon"; do

@@ -116,20 +116,17 @@ replace() {
 }
 
 # A machine that goes down before the candidate has its name wakes what served before, though that is stopped. A daemon that
-# lets containers live while it is started anew would have both run then: there it is the candidate that wakes.
+# lets containers live while it is started anew would have both run then.
 choose_what_wakes() {
-  if [ -z "$serving_id" ] || [ "$serving_id" = "$candidate_id" ]; then
-    return 0
-  elif [ "$live_restore" = true ]; then
-    docker update --restart "$restart" "$candidate_id" >/dev/null
-  else
-    # shellcheck disable=SC2086 # one word or none
+  # shellcheck disable=SC2086 # one word or none
+  [ "$live_restore" = true ] || [ -z "$serving_id" ] || [ "$serving_id" = "$candidate_id" ] ||
     docker update --restart always "$serving_id" $edge_id >/dev/null
-  fi
 }
 
 # On trial: the release before keeps its name.
 try_recreated() {
+  # There it is the candidate that wakes, now that it has been healthy.
+  [ "$live_restore" != true ] || docker update --restart "$restart" "$candidate_id" >/dev/null
   watch_release
   note_down switched
   say "on trial: commit $short_commit serves until all servers have switched, at most $trial s, or is taken back"
@@ -137,12 +134,13 @@ try_recreated() {
 
 # The proven release gets the serving name and its restart policy, the one before its own name.
 give_names() {
+  # Both at once never wake, and as shortly as can be neither does.
+  [ -z "$serving_id" ] || [ "$serving_id" = "$candidate_id" ] || forbid_restart "$serving_id"
+  docker update --restart "$restart" "$candidate_id" >/dev/null
   if [ "$serving_id" != "$candidate_id" ]; then
-    [ -z "$serving_id" ] || forbid_restart "$serving_id"
     [ -z "$serving_id" ] || give_own_name "$serving_id"
     give_serving_name "$candidate_id"
   fi
-  docker update --restart "$restart" "$candidate_id" >/dev/null
   [ -z "$edge_id" ] || remove_own_edge
   remove_site
   tell_adopted

@@ -71,7 +71,7 @@ look_once() {
   seen=$(docker container inspect --format \
     "{{.Name}} {{.Id}} {{.State.Status}} {{with index .Config.Labels \"esteira.owner\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.release\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.commit\"}}{{.}}{{else}}-{{end}} {{with .HostConfig.RestartPolicy.Name}}{{.}}{{else}}no{{end}} {{with index .Config.Labels \"com.docker.compose.project\"}}{{.}}{{else}}-{{end}} {{with index .Config.Labels \"esteira.edge\"}}{{.}}{{else}}-{{end}} {{with index .NetworkSettings.Networks \"$network\"}}{{range .Aliases}}{{.}} {{end}}{{end}}" \
     "$@" 2>"$passing/error") && return 0
-  [ $? = 1 ] && grep -q 'No such container: ' "$passing/error" && ! grep -v -q -e 'No such container: ' -e '^ *$' "$passing/error"
+  [ $? = 1 ] && grep -q 'No such container: ' "$passing/error" && ! grep -v -q -e 'No such container: ' -e '^WARNING' -e '^ *$' "$passing/error"
 }
 
 # Sets containers, to what list_containers prints.
@@ -84,11 +84,16 @@ list_all() {
 # containers. A candidate that runs is complete and may still prove itself. Sets releases, to save look_around the asking.
 remove_leftovers() {
   list_all
+  remove_listed_leftovers
+  releases=$(printf '%s\n' "$containers" | sed -n '/^release [^ ]* created /d; s/^release //p') just_listed=yes
+}
+
+# Removes those that are among containers.
+remove_listed_leftovers() {
   for leftover in $(printf '%s\n' "$containers" |
     sed -n 's/^probe \([^ ]*\) .*/\1/p; s/^preDeploy \([^ ]*\) .*/\1/p; s/^release \([^ ]*\) created .*/\1/p'); do
     docker rm --force --volumes "$leftover" >/dev/null 2>&1
   done
-  releases=$(printf '%s\n' "$containers" | sed -n '/^release [^ ]* created /d; s/^release //p') just_listed=yes
 }
 
 # Creates a container with the declared settings: $1 is its name, $2 its role, "yes" in $3 leaves published ports out;
@@ -277,7 +282,8 @@ abandon() {
     esac
   fi
   [ -z "$pulled_now" ] || remove_image "$image"
-  remove_leftovers
+  # Not for sure: what this run fails of is to be told, whatever Docker says now.
+  ! containers=$(list_containers 2>/dev/null) || remove_listed_leftovers
   [ -z "$created_edge" ] || [ "$created_edge" = "$edge_id" ] || docker rm --force --volumes "$created_edge" >/dev/null 2>&1
   # What an edge that this run does not know of is made of stays: Docker removes nothing that a container uses.
   [ -n "$edge_id" ] || { remove_edge_volumes; remove_unused_network "$network"; }

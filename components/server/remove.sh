@@ -4,15 +4,17 @@
 # and then removed by the old one in the same run: that must not take down what serves.
 remember_server_name() {
   set_name_file
+  note "$run_directory/$name.server" "$server"
   note "$name_file" "$server"
 }
 
 # Sets name_file. It is beside the release log, because it must outlive a restart of the machine: a run that is cut off
-# between the deployment and the removal is ended by the next one.
+# between the deployment and the removal is ended by the next one. Until then the other note holds, which is the same for
+# all users: a server may get another login with its other name.
 set_name_file() {
   choose_history
   name_file=$history.server
-  make_history_folder && [ -w "$history_folder" ] || name_file=$run_directory/$name.server
+  make_history_folder
 }
 
 # Phase remove, for a destroy: every container, network and volume that carries this declaration's label.
@@ -20,7 +22,9 @@ remove() {
   removed=0
   set_name_file
   known_as=$server
-  [ -r "$name_file" ] && read -r known_as <"$name_file"
+  for noted in "$name_file" "$run_directory/$name.server"; do
+    [ ! -r "$noted" ] || read -r known_as <"$noted"
+  done
   if [ "$known_as" != "$server" ]; then
     say "server $server is called $known_as now: $name serves on"
     return 0
@@ -35,7 +39,7 @@ remove() {
   list_all
   [ -z "$containers" ] ||
     fail "Of $name on server $server this could not be removed: $(printf '%s\n' "$containers" | cut -d ' ' -f 4 | tr '\n' ' '). Look at it there (docker rm --force), then try again."
-  rm -f "$name_file" "$run_directory/$name.gap"
+  rm -f "$name_file" "$run_directory/$name.server" "$run_directory/$name.gap"
   for made in $(docker network ls --quiet --filter "label=esteira.owner=$owner"); do
     docker network rm "$made" >/dev/null 2>&1
   done

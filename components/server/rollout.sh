@@ -167,6 +167,11 @@ take_back_recreated() {
     prepare_gate "$probe_network"
     last_answer='none yet' candidate_id=''
     take_back
+  elif [ -n "$serving_id" ] && is_gap_noted; then
+    # The daemon was started anew meanwhile, which woke it.
+    docker update --restart "$gap_policy" "$serving_id" >/dev/null
+    rm -f "$run_directory/$name.gap"
+    taken_back="The release before ($(printf %.7s "$serving_commit")) serves again."
   elif [ -n "$unproven" ] && [ -z "$serving_id" ]; then
     taken_back="No release served before, and none serves now."
   fi

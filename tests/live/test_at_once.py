@@ -120,6 +120,19 @@ class TestLock:
         app.up(release)
         app.expect_settled(release)
 
+    def test_a_docker_command_that_warns(self, app: Application, app_images: Images) -> None:
+        """A broken configuration, as one sudo docker login leaves it, is named in each answer, and changes none."""
+        config = app.machine.path("root/.docker/config.json")
+        config.parent.mkdir(exist_ok=True)
+        config.write_text("{")
+        release = Release(app_images.make())
+        try:
+            app.up(release)
+            app.up_fails(Release(app_images.make(), knobs={"health_status": 500}), "HTTP 500")
+        finally:
+            config.unlink()
+        app.expect_settled(release)
+
 
 @pytest.fixture
 def member(app: Application) -> Iterator[str]:
@@ -200,3 +213,16 @@ class TestRemove:
         app.values["servers"][0]["name"] = "renamed"
         assert app.run("remove", release).status == 0
         assert app.machine.containers() == []
+
+    def test_a_server_that_got_another_name_and_login(
+        self, app: Application, app_images: Images, member: str
+    ) -> None:
+        release = Release(app_images.make())
+        app.up(release)
+        app.values["servers"][0]["name"] = "renamed"
+        app.up(release, user=member)
+        app.values["servers"][0]["name"] = "one"
+        done = app.run("remove", release)
+        assert "is called renamed now" in done.out, done.shown
+        app.values["servers"][0]["name"] = "renamed"
+        app.expect_settled(release)
