@@ -56,10 +56,6 @@ DEEDS = {
     ),
     "edge stopped": Deed(f"docker stop -t 1 {NAME}-edge", "commit COMMIT behind an edge that is exited"),
     "edge removed": Deed(f"docker rm -f {NAME}-edge", "commit COMMIT behind no edge"),
-    "edge of somebody": Deed(
-        f"docker rm -f {NAME}-edge; docker run -d --name {NAME}-edge EDGE sleep 1000",
-        "commit COMMIT behind an edge that Esteira did not make",
-    ),
     "edge's restart policy": Deed(
         f"docker update --restart no {NAME}-edge", "commit COMMIT behind an edge with restart policy no"
     ),
@@ -154,6 +150,22 @@ def expect_settled(place: Drifting, said: str = "") -> None:
     left = [one for one in place.app.leftovers(place.second) if "theirs" not in one]
     assert not left, f"{left}\n{said}"
     assert place.app.difference(place.second) is None
+
+
+def test_an_edge_of_somebody(drifting: Callable[[str], Drifting]) -> None:
+    """It is named, and not touched."""
+    place = drifting("blueGreen")
+    app, release = place.app, place.second
+    app.machine.sh(
+        f"docker rm -f {NAME}-edge; docker run -d --name {NAME}-edge {app.values['edgeImage']} sleep 1000"
+    )
+    assert app.difference(release) == f"commit {release.commit[:7]} behind an edge that Esteira did not make"
+    app.up_fails(release, f"The container {NAME}-edge on server one", request=place.request(release))
+    assert app.machine.inspect(f"{NAME}-edge")["State"]["Running"]
+    app.machine.sh(f"docker rename {NAME}-edge theirs-too")
+    place.repair(release)
+    assert app.machine.inspect("theirs-too")["State"]["Running"]
+    expect_settled(place)
 
 
 def test_a_container_that_ends_again_and_again(drifting: Callable[[str], Drifting]) -> None:
