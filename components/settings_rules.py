@@ -570,18 +570,21 @@ _container_name = matching(
     "-green behind it, it is a name in Docker's DNS, which has 63 at most)",
     mend=lambda value: re.sub(r"[^a-zA-Z0-9_.-]+", "-", value).strip("-._")[:57],
 )
-_TAKEN_ENDINGS = ("-edge", "-edge-next", "-edge-data", "-blue", "-green", "-candidate")
+_TAKEN_ENDINGS = ("-blue", "-green", "-candidate")
 
 
 def container_name(raw: object) -> str:
-    """A container's name that none of Esteira's own containers, volumes and network aliases can have."""
+    """A container's name by which no network alias, and no container on its way, of another application is called.
+
+    That another one's edge has the name is found on the server that both are on.
+    """
     value = _container_name(raw)
     if value == "esteira" or value.endswith(_TAKEN_ENDINGS):
         what = (
             "the edge that applications with a domain share" if value == "esteira" else "another application"
         )
         raise Wrong(
-            f"{show(value)} is not possible here: containers, volumes or network aliases of {what} may be named so. "
+            f"{show(value)} is not possible here: containers or network aliases of {what} may be named so. "
             f"No name is esteira, or ends in {', '.join(_TAKEN_ENDINGS)}.",
             f"{value}-app",
         )

@@ -2,8 +2,8 @@
 
 The same where one of its docker commands fails.
 
-The whole matrix (every command, before, during and after it, nine kinds of deployment) takes hours and runs
-with ESTEIRA_LIVE_FULL=1; without it a sample drawn anew at each run, which ESTEIRA_LIVE_SEED repeats.
+The whole matrix (every command, in four ways, nine kinds of deployment) takes hours and runs with ESTEIRA_LIVE_FULL=1;
+without it a sample drawn anew at each run, which ESTEIRA_LIVE_SEED repeats.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ FULL = os.environ.get("ESTEIRA_LIVE_FULL") == "1"
 SEED = os.environ.get("ESTEIRA_LIVE_SEED") or str(random.randrange(10**6))
 SAMPLE = 5
 """Cut-offs of each kind of deployment in a run that is not the whole matrix."""
-WAYS = ("before", "during", "after")
+WAYS = ("before", "during", "after", "refuse")
+"""The run is killed before the command, in it or after it; or this one command finds no daemon, and the next one does:
+that is no answer about any container."""
 
 
 @dataclass
@@ -275,7 +277,7 @@ def cases(kind: str, count: int, ways: Sequence[str]) -> Iterator[tuple[int, str
         for place, how in enumerate(ways)
     ]
     for number, how, following in (
-        every if FULL else chance.sample(every, SAMPLE if len(ways) == len(WAYS) else 4)
+        every if FULL else chance.sample(every, SAMPLE if len(ways) == len(WAYS) else 3)
     ):
         yield number, how, following, chance.choice((0.005, 0.02, 0.05))
 
@@ -283,7 +285,7 @@ def cases(kind: str, count: int, ways: Sequence[str]) -> Iterator[tuple[int, str
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed(kind: str, app: Application, app_images: Images, record: Callable[[str], None]) -> None:
-    """The whole session, at each docker command."""
+    """The whole session, at each docker command; or that command alone is refused."""
     run_all(kind, app, app_images, record, ways=WAYS, end=cut)
 
 
@@ -292,15 +294,6 @@ def test_killed(kind: str, app: Application, app_images: Images, record: Callabl
 def test_client_lost(kind: str, app: Application, app_images: Images, record: Callable[[str], None]) -> None:
     """The program goes on to a good end, or undoes what it did, and then ends."""
     run_all(kind, app, app_images, record, ways=("pipe", "ssh"), end=lose)
-
-
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", KINDS)
-def test_docker_refuses(
-    kind: str, app: Application, app_images: Images, record: Callable[[str], None]
-) -> None:
-    """One docker command finds no daemon, and the next one does: that is no answer about any container."""
-    run_all(kind, app, app_images, record, ways=("refuse",), end=cut)
 
 
 @pytest.mark.parametrize("strategy", ["blueGreen", "recreate"])

@@ -220,20 +220,19 @@ class TestSharing:
         shop.up(edgeImage="esteira/broken:1").expect_bad("The edge does not start")
         for domain, served in (("shop.test", "commit "), ("cafe.test", f"commit {cafe.head}")):
             assert served in ask(one, domain).text
-        for number in (1, 2):
-            shop.settings["edgeImage"] = f"esteira/another:{number}"
-            one.docker("tag", EDGE, shop.settings["edgeImage"])
-            with steady(one, "cafe.test") as failures:
-                shop.up().expect_good()
-            record(
-                f"another's edge image: {failures.failed} of {failures.sent} requests to the other domain failed"
-            )
-            assert one.inspect("esteira-edge")["Config"]["Image"] == shop.settings["edgeImage"]
-            assert f"commit {shop.head}" in ask(one, "shop.test").text
-            assert f"commit {cafe.head}" in ask(one, "cafe.test").text
-            assert "esteira-edge-next" not in one.docker("ps", "-a", "--format", "{{.Names}}")
-            published = one.inspect("esteira-edge")["HostConfig"]["PortBindings"]
-            assert set(published) == {"80/tcp", "443/tcp", "443/udp"}
+        shop.settings["edgeImage"] = "esteira/another:2"
+        one.docker("tag", EDGE, shop.settings["edgeImage"])
+        with steady(one, "cafe.test") as failures:
+            shop.up().expect_good()
+        record(
+            f"another's edge image: {failures.failed} of {failures.sent} requests to the other domain failed"
+        )
+        assert one.inspect("esteira-edge")["Config"]["Image"] == shop.settings["edgeImage"]
+        assert f"commit {shop.head}" in ask(one, "shop.test").text
+        assert f"commit {cafe.head}" in ask(one, "cafe.test").text
+        assert "esteira-edge-next" not in one.docker("ps", "-a", "--format", "{{.Names}}")
+        published = one.inspect("esteira-edge")["HostConfig"]["PortBindings"]
+        assert set(published) == {"80/tcp", "443/tcp", "443/udp"}
         one.docker("rm", "--force", "esteira-edge")
         shop.up().expect_good()
         assert f"commit {cafe.head}" in ask(one, "cafe.test").text

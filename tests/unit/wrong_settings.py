@@ -657,19 +657,13 @@ WRONG = (
     Wrong(
         (("container/name", "esteira"),),
         "container.name",
-        '"esteira" is not possible here: containers, volumes or network aliases of the edge that',
+        '"esteira" is not possible here: containers or network aliases of the edge that',
         ("esteira:container:", "  name: esteira-app"),
-    ),
-    Wrong(
-        (("container/name", "web-edge"),),
-        "container.name",
-        '"web-edge" is not possible here: containers, volumes or network aliases of another',
-        ("esteira:container:", "  name: web-edge-app"),
     ),
     Wrong(
         (("container/name", "web-green"),),
         "container.name",
-        "No name is esteira, or ends in -edge, -edge-next, -edge-data, -blue, -green, -candidate.",
+        "No name is esteira, or ends in -blue, -green, -candidate.",
         ("esteira:container:", "  name: web-green-app"),
     ),
     Wrong(
