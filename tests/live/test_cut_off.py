@@ -23,7 +23,7 @@ from tests.live.machines import wait_for
 
 FULL = os.environ.get("ESTEIRA_LIVE_FULL") == "1"
 SEED = os.environ.get("ESTEIRA_LIVE_SEED") or str(random.randrange(10**6))
-SAMPLE = 5
+SAMPLE = 3
 """Cut-offs of each kind of deployment in a run that is not the whole matrix."""
 WAYS = ("before", "during", "after", "refuse")
 """The run is killed before the command, in it or after it; or this one command finds no daemon, and the next one does:
@@ -277,7 +277,7 @@ def cases(kind: str, count: int, ways: Sequence[str]) -> Iterator[tuple[int, str
         for place, how in enumerate(ways)
     ]
     for number, how, following in (
-        every if FULL else chance.sample(every, SAMPLE if len(ways) == len(WAYS) else 3)
+        every if FULL else chance.sample(every, SAMPLE if len(ways) == len(WAYS) else 2)
     ):
         yield number, how, following, chance.choice((0.005, 0.02, 0.05))
 

@@ -85,10 +85,8 @@ class TestAdoption:
         assert app.machine.docker("volume", "ls", "-q") == ""
         assert app.files_left() == []
 
-    @pytest.mark.parametrize("name", [f"{NAME}-edge", f"{NAME}-edge-next"])
-    def test_its_edge_has_the_name_of_anothers_container(
-        self, app: Application, app_images: Images, name: str
-    ) -> None:
+    def test_its_edge_has_the_name_of_anothers_container(self, app: Application, app_images: Images) -> None:
+        name = f"{NAME}-edge-next"
         others = app.run_as_the_procedure(app_images.make(), port=PORT + 1)
         app.machine.docker("rename", others, name)
         app.up_fails(Release(app_images.make()), f"The container {name} on server one", "Rename it there")
