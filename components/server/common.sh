@@ -143,7 +143,8 @@ use_run_directory() {
   return 1
 }
 
-# Waits for this daemon's lock, at most lock_timeout seconds where that is set; the kernel frees it when its holder ends, however it ends.
+# Waits for this daemon's lock, at most lock_timeout seconds where that is set; the kernel frees it when its holder ends,
+# however it ends.
 take_lock() {
   command -v flock >/dev/null 2>&1 ||
     fail "flock is missing on server $server. Install it there, as root: apt-get install util-linux"

@@ -246,7 +246,8 @@ create_edge() {
   fi
   docker image inspect "$edge_image" >/dev/null 2>&1 || pull "$edge_image"
   created_edge=$(docker create --name "$edge_name" --restart always --network "$front" \
-    --log-driver json-file --log-opt max-size=10m --log-opt max-file=3 --label "esteira.owner=$edge_owner" --label esteira.role=edge --label "esteira.edge=$edge_fingerprint" \
+    --log-driver json-file --log-opt max-size=10m --log-opt max-file=3 \
+    --label "esteira.owner=$edge_owner" --label esteira.role=edge --label "esteira.edge=$edge_fingerprint" \
     --volume "$edge:/edge" --volume "$edge-data:/data" "$@" "$edge_image" \
     caddy run --config /edge/Caddyfile --adapter caddyfile 2>"$passing/error") ||
     refuse "The edge cannot be created" "$(docker_said)"

@@ -4,16 +4,18 @@
 # and then removed by the old one in the same run: that must not take down what serves.
 remember_server_name() {
   set_name_file
-  note "$run_directory/$name.server" "$server"
+  note "$shared_name_file" "$server"
   note "$name_file" "$server"
 }
 
-# Sets name_file. It is beside the release log, because it must outlive a restart of the machine: a run that is cut off
-# between the deployment and the removal is ended by the next one. Until then the other note holds, which is the same for
-# all users: a server may get another login with its other name.
+# Sets name_file, which is beside the release log, because it must outlive a restart of the machine: a run that is cut off
+# between the deployment and the removal is ended by the next one. Sets shared_name_file, which until then is the same for
+# all users: a server may get another login with its other name. Both are this owner's: another declaration of the same
+# name is refused only after it has noted itself.
 set_name_file() {
   choose_history
   name_file=$history.server
+  shared_name_file=$run_directory/$(history_name).server
   make_history_folder
 }
 
@@ -22,7 +24,7 @@ remove() {
   removed=0
   set_name_file
   known_as=$server
-  for noted in "$name_file" "$run_directory/$name.server"; do
+  for noted in "$name_file" "$shared_name_file"; do
     [ ! -r "$noted" ] || read -r known_as <"$noted"
   done
   if [ "$known_as" != "$server" ]; then
@@ -39,7 +41,7 @@ remove() {
   list_all
   [ -z "$containers" ] ||
     fail "Of $name on server $server this could not be removed: $(printf '%s\n' "$containers" | cut -d ' ' -f 4 | tr '\n' ' '). Look at it there (docker rm --force), then try again."
-  rm -f "$name_file" "$run_directory/$name.server" "$run_directory/$name.gap"
+  rm -f "$name_file" "$shared_name_file" "$run_directory/$name.gap"
   for made in $(docker network ls --quiet --filter "label=esteira.owner=$owner"); do
     docker network rm "$made" >/dev/null 2>&1
   done

@@ -226,3 +226,18 @@ class TestRemove:
         assert "is called renamed now" in done.out, done.shown
         app.values["servers"][0]["name"] = "renamed"
         app.expect_settled(release)
+
+    def test_a_declaration_that_is_refused_leaves_no_name(self, app: Application, app_images: Images) -> None:
+        """Another one of the same container's name, which knows the server by another name, changes no removal."""
+        release = Release(app_images.make())
+        app.up(release)
+        text, stdin = app.phase("candidate", release)
+        others = text.replace("owner=driven/live/", "owner=other/live/").replace(
+            "server=one", "server=theirs"
+        )
+        assert others != text
+        process = app.start(others, stdin)
+        _, said = process.communicate(timeout=60)
+        assert "belongs to another declaration" in said.decode()
+        assert app.run("remove", release).status == 0
+        assert app.machine.containers() == []

@@ -153,28 +153,34 @@ class TestCertificates:
         assert one.docker("volume", "ls", "-q").split() == []
 
 
+INTERNAL = {"strategy": "blueGreen", "acme": {"directory": "internal"}, "rollout": {"watch": 0}}
+
+
+@pytest.fixture
+def shop(project: Project, one: Machine) -> Project:
+    """Declare an application with a domain."""
+    project.server(one)
+    project.settings |= {**INTERNAL, "domain": "shop.test"}
+    return project
+
+
+@pytest.fixture
+def cafe(one: Machine, registry: Registry, builder: Machine, tmp_path: Path) -> Project:
+    """Declare another one on the same server."""
+    made = Project(tmp_path / "cafe", registry, builder, "live/cafe")
+    made.server(one)
+    made.settings |= {**INTERNAL, "domain": "cafe.test"}
+    made.settings["container"] = {**made.settings["container"], "name": "cafe"}
+    return made
+
+
 class TestSharing:
     """One application's arrival, releases and end move nothing of another's."""
 
-    def test_two_applications(  # noqa: PLR0917 - fixtures
-        self,
-        project: Project,
-        one: Machine,
-        registry: Registry,
-        builder: Machine,
-        record: Callable[[str], None],
-        tmp_path: Path,
+    def test_two_applications(
+        self, shop: Project, cafe: Project, one: Machine, record: Callable[[str], None]
     ) -> None:
-        internal = {"strategy": "blueGreen", "acme": {"directory": "internal"}, "rollout": {"watch": 0}}
-        shop = project
-        shop.server(one)
-        shop.settings |= {**internal, "domain": "shop.test"}
         shop.up().expect_good()
-
-        cafe = Project(tmp_path / "cafe", registry, builder, "live/cafe")
-        cafe.server(one)
-        cafe.settings |= {**internal, "domain": "cafe.test"}
-        cafe.settings["container"] = {**cafe.settings["container"], "name": "cafe"}
         with steady(one, "shop.test") as failures:
             cafe.up().expect_good()
             assert f"commit {cafe.head}" in ask(one, "cafe.test").text
@@ -191,26 +197,11 @@ class TestSharing:
         shop.destroy().expect_good()
         assert one.docker("ps", "-aq").split() == []
 
-    def test_another_image(  # noqa: PLR0917 - fixtures
-        self,
-        project: Project,
-        one: Machine,
-        registry: Registry,
-        builder: Machine,
-        record: Callable[[str], None],
-        tmp_path: Path,
+    def test_another_image(
+        self, shop: Project, cafe: Project, one: Machine, record: Callable[[str], None]
     ) -> None:
         """The shared edge is replaced with all its sites; where the new one does not start, the old one is back."""
-        internal = {"strategy": "blueGreen", "acme": {"directory": "internal"}, "rollout": {"watch": 0}}
-        shop = project
-        shop.server(one)
-        shop.settings |= {**internal, "domain": "shop.test"}
-        shop.up().expect_good()
-        cafe = Project(tmp_path / "cafe", registry, builder, "live/cafe")
-        cafe.server(one)
-        cafe.settings |= {**internal, "domain": "cafe.test"}
-        cafe.settings["container"] = {**cafe.settings["container"], "name": "cafe"}
-        # One that arrives with a broken edge is not in the way of its own next try.
+        shop.up().expect_good()  # One that arrives with a broken edge is not in the way of its own next try.
         one.docker("commit", "--change", 'ENTRYPOINT ["false"]', "esteira-edge", "esteira/broken:1")
         cafe.up(edgeImage="esteira/broken:1").expect_bad("The edge does not start")
         assert f"commit {shop.head}" in ask(one, "shop.test").text

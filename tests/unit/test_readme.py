@@ -274,7 +274,7 @@ class TestGitlabsLoop:
     def test_it_asks_for_the_order_of_both_and_shows_nobody_the_token(self, tmp_path: Path) -> None:
         curl = shutil.which("curl")
         if curl is None:
-            pytest.skip("curl is not installed")
+            pytest.skip("curl is not installed: apt-get install curl")
         # A curl in front that writes down its arguments, which every user of a machine can read.
         shim = tmp_path / "curl"
         shim.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/arguments\nexec {curl} --silent "$@"\n')
